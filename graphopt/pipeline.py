@@ -1,0 +1,158 @@
+"""Passes, and the only loop that runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import graph as g
+from graphopt.journal import Journal
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+    from graphopt.shapes import Shapes
+    from graphopt.target import Target
+    from graphopt.worker import Worker
+
+
+@dataclass
+class Run:
+    """What a pass may ask for besides the model: the target, the journal, a worker, fresh names.
+
+    Attributes:
+        target: the execution provider that the result is for.
+        worker: evaluates constants in ONNX Runtime, in a child process.
+        journal: counts rewrites and keeps refusals and notes.
+        keep: operator types and node names that no rewrite may touch.
+    """
+
+    target: Target
+    worker: Worker
+    journal: Journal = field(default_factory=Journal)
+    keep: frozenset[str] = frozenset()
+    _names: g.Names | None = None
+    _shapes: tuple[int, Shapes] | None = None
+
+    def keeps(self, node: ir.Node) -> bool:
+        """Whether the user asked to leave this node alone, by its operator type or name."""
+        return bool(self.keep) and (node.op_type in self.keep or node.name in self.keep)
+
+    def names(self, model: Model) -> g.Names:
+        """The names in use; fresh ones are reserved as they are handed out."""
+        if self._names is None:
+            self._names = g.Names(model.ir)
+        return self._names
+
+    def shapes(self, model: Model) -> Shapes:
+        """Types, dims and known integer values of every value, inferred once per revision of the model."""
+        from graphopt.shapes import Shapes
+
+        if self._shapes is None or self._shapes[0] != self.journal.revision:
+            self._shapes = (self.journal.revision, Shapes.infer(model))
+        return self._shapes[1]
+
+    def new_constant(
+        self, model: Model, at: ir.Node, data: np.ndarray[Any, Any] | ir.TensorProtocol, name: str
+    ) -> ir.Value:
+        """A new constant visible at a node: an initializer of the main graph, or a Constant node in a function."""
+        fresh = self.names(model).fresh(name)
+        tensor = ir.Tensor(data, name=fresh) if isinstance(data, np.ndarray) else data
+        if at.graph in g.function_graphs(model.ir):
+            node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name=fresh)
+            node.outputs[0].name = fresh
+            at.graph.insert_before(at, [node])
+            return node.outputs[0]
+        value = ir.Value(name=fresh, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        model.ir.graph.register_initializer(value)
+        return value
+
+    @staticmethod
+    def drop_constant(value: ir.Value) -> None:
+        """Take back an unused constant that :meth:`new_constant` made."""
+        producer = value.producer()
+        if producer is not None:
+            g.remove(producer)
+        elif value.graph is not None:
+            del value.graph.initializers[value.name or ""]
+
+
+class Pass(ABC):
+    """One idea that changes a model. Subclasses are frozen dataclasses whose fields are the options.
+
+    Attributes:
+        name: how the command line and reports call the pass.
+        exact: an exact pass keeps outputs within rounding; a lossy one is bounded by the accuracy budget.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = True
+
+    @abstractmethod
+    def apply(self, model: Model, run: Run) -> bool:
+        """Change the model in place, asking ``run.journal.admit`` before each rewrite; returns whether it changed."""
+
+    def __str__(self) -> str:
+        """The pass as the command line spells it: ``fold-constants{max-growth=0}``; defaults are left out."""
+        given = [
+            f"{f.name.replace('_', '-')}={_spell(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, f.name) != f.default
+        ]
+        return f"{self.name}{{{','.join(given)}}}" if given else self.name
+
+
+def _spell(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+Observer = Callable[[Pass, "Model", "Run", bool], None]
+
+
+class Pipeline:
+    """Passes in order, repeated until a whole round changes nothing.
+
+    Example:
+        >>> Pipeline([FoldConstants(), FuseConvBn()])(model, run)  # doctest: +SKIP
+    """
+
+    max_rounds: ClassVar[int] = 10
+
+    def __init__(self, passes: Sequence[Pass], observers: Sequence[Observer] = ()) -> None:
+        self.passes = list(passes)
+        self.observers = list(observers)
+
+    def __call__(self, model: Model, run: Run) -> bool:
+        """Run the passes on the model in place; returns whether anything changed.
+
+        An observer is called after every pass with ``(pass, model, run, changed)``: it prints, dumps or checks.
+        """
+        changed = False
+        for _ in range(self.max_rounds):
+            if not self._round(model, run):
+                return changed
+            changed = True
+        run.journal.note(f"passes still changed the model after {self.max_rounds} rounds")
+        return changed
+
+    def _round(self, model: Model, run: Run) -> bool:
+        return any([self._step(step, model, run) for step in self.passes])
+
+    def _step(self, step: Pass, model: Model, run: Run) -> bool:
+        start, revision = time.perf_counter(), run.journal.revision
+        changed = step.apply(model, run)
+        run.journal.seconds[step.name] += time.perf_counter() - start
+        run.journal.passes[step.name] += run.journal.revision - revision
+        for observer in self.observers:
+            observer(step, model, run, changed)
+        return changed
+
+    def __str__(self) -> str:
+        """The pipeline as the command line spells it."""
+        return ",".join(map(str, self.passes))
