@@ -53,7 +53,7 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """The value of an attribute, or the default; a reference to a function's attribute raises ``KeyError``."""
+    """The value of an attribute, or the default; ``KeyError`` if it refers to a function's attribute."""
     found = node.attributes.get(name)
     if found is None:
         return default

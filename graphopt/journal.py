@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One change, known by its rule and by the name of the value it makes (stable when others are skipped)."""
+    """One change, known by its rule and by the name of the value it makes (others may come and go)."""
 
     rule: str
     value: str
@@ -39,7 +39,7 @@ class Journal:
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: dict[Refusal, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     passes: Counter[str] = field(default_factory=Counter)
 
     def admit(self, rule: str, value: str) -> bool:

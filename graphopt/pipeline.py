@@ -61,7 +61,7 @@ class Run:
     def new_constant(
         self, model: Model, at: ir.Node, data: np.ndarray[Any, Any] | ir.TensorProtocol, name: str
     ) -> ir.Value:
-        """A new constant visible at a node: an initializer of the main graph, or a Constant node in a function."""
+        """A new constant that a node can see: an initializer, or inside a function a Constant node."""
         fresh = self.names(model).fresh(name)
         tensor = ir.Tensor(data, name=fresh) if isinstance(data, np.ndarray) else data
         if at.graph in g.function_graphs(model.ir):
@@ -69,7 +69,9 @@ class Run:
             node.outputs[0].name = fresh
             at.graph.insert_before(at, [node])
             return node.outputs[0]
-        value = ir.Value(name=fresh, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(
+            name=fresh, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )
         model.ir.graph.register_initializer(value)
         return value
 
@@ -96,7 +98,10 @@ class Pass(ABC):
 
     @abstractmethod
     def apply(self, model: Model, run: Run) -> bool:
-        """Change the model in place, asking ``run.journal.admit`` before each rewrite; returns whether it changed."""
+        """Change the model in place; returns whether it changed.
+
+        Every rewrite asks ``run.journal.admit`` first, so that bisection can leave it out.
+        """
 
     def __str__(self) -> str:
         """The pass as the command line spells it: ``fold-constants{max-growth=0}``; defaults are left out."""
@@ -131,7 +136,7 @@ class Pipeline:
     def __call__(self, model: Model, run: Run) -> bool:
         """Run the passes on the model in place; returns whether anything changed.
 
-        An observer is called after every pass with ``(pass, model, run, changed)``: it prints, dumps or checks.
+        After every pass the observers are called with ``(pass, model, run, changed)``: they print or check.
         """
         changed = False
         for _ in range(self.max_rounds):
@@ -147,7 +152,7 @@ class Pipeline:
     def _step(self, step: Pass, model: Model, run: Run) -> bool:
         start, revision = time.perf_counter(), run.journal.revision
         changed = step.apply(model, run)
-        run.journal.seconds[step.name] += time.perf_counter() - start
+        run.journal.seconds[step.name] = run.journal.seconds.get(step.name, 0.0) + time.perf_counter() - start
         run.journal.passes[step.name] += run.journal.revision - revision
         for observer in self.observers:
             observer(step, model, run, changed)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Raised inside a rule by :meth:`Match.require`; the driver records the reason."""
 
 
@@ -169,10 +169,10 @@ class Match:
         """Refuse the rewrite with a reason unless the condition holds.
 
         Raises:
-            Refused: always when the condition is false; the driver records the reason.
+            RefusedError: always when the condition is false; the driver records the reason.
         """
         if not condition:
-            raise Refused(why_not)
+            raise RefusedError(why_not)
 
     def op(
         self,
@@ -183,8 +183,9 @@ class Match:
         domain: str = "",
     ) -> ir.Value:
         """A new node before the root; returns its only output. Attributes are ``ir.Attr`` or plain values."""
-        given = ir.convenience.convert_attributes(attributes) if isinstance(attributes, Mapping) else attributes
-        node = ir.Node(domain, op_type, inputs, given, name=self.root.name)
+        if isinstance(attributes, Mapping):
+            attributes = ir.convenience.convert_attributes(attributes)
+        node = ir.Node(domain, op_type, inputs, attributes, name=self.root.name)
         node.outputs[0].name = self.run.names(self.model).fresh(f"{g.output_name(self.root)}_{op_type}")
         self.made.append(node)
         return node.outputs[0]
@@ -211,6 +212,12 @@ class Match:
         self.nodes[name] = node
         if node.graph is not self.root.graph:
             self.problems.append(f"{g.label(node)} stands in another graph")
+
+    def check_root(self) -> None:
+        """Note it when another output of the root than its first is used: a rule replaces the first only."""
+        for value in self.root.outputs[1:]:
+            if value.uses() or value.is_graph_output():
+                self.problems.append(f"its output '{value.name}' is used")
 
     def check_inner(self, value: ir.Value) -> None:
         """Note what speaks against removing an inner value."""
@@ -248,7 +255,7 @@ class Rule(ABC):
         """The value that replaces the root's first output; ``None`` when nothing is to be done.
 
         Raises:
-            Refused: through ``match.require``, with the reason why the rule does not apply.
+            RefusedError: through ``match.require``, with the reason why the rule does not apply.
         """
 
 
@@ -295,7 +302,9 @@ class Driver:
                 changed = True
                 self.hits_left -= 1
                 if self.hits_left == 0:
-                    self.run.journal.note(f"rewriting stopped at its hit limit near {g.label(node)}: rules loop")
+                    self.run.journal.note(
+                        f"rewriting stopped at its hit limit: rules loop at {g.label(node)}"
+                    )
                     break
         return changed
 
@@ -306,11 +315,12 @@ class Driver:
         match = Match(node, self.model, self.run)
         if not rule.pattern.match_node(node, match):
             return False
+        match.check_root()
         try:
             match.require(not match.problems, "; ".join(match.problems))
             self._require_allowed(match)
             new = rule.rewrite(match)
-        except (Refused, KeyError) as refused:
+        except (RefusedError, KeyError) as refused:
             self._undo(match)
             self.run.journal.refuse(rule.name, g.label(node), str(refused.args[0]))
             return False
@@ -374,10 +384,13 @@ class Driver:
             self.queue.append(node)
 
 
-def rule(pattern: Op, *, name: str | None = None) -> Callable[[Callable[[Match], ir.Value | None]], type[Rule]]:
+Rewriter = Callable[[Match], "ir.Value | None"]
+
+
+def rule(pattern: Op, *, name: str | None = None) -> Callable[[Rewriter], type[Rule]]:
     """Turn a function ``match -> value`` into a :class:`Rule` (a decorator, for rules of a few lines)."""
 
-    def make(function: Callable[[Match], ir.Value | None]) -> type[Rule]:
+    def make(function: Rewriter) -> type[Rule]:
         body = {
             "__doc__": function.__doc__,
             "__module__": function.__module__,

@@ -1,0 +1,49 @@
+"""The rewrite passes that ship with graphopt: one idea per file, its algebra on top."""
+
+from __future__ import annotations
+
+_HERE = "graphopt_passes"
+
+PASSES: dict[str, tuple[str, str]] = {
+    "eliminate-dead-code": (
+        f"{_HERE}.exact.eliminate_dead_code:EliminateDeadCode",
+        "remove nodes, initializers and functions that no output needs",
+    ),
+    "eliminate-identity": (
+        f"{_HERE}.exact.eliminate_identity:EliminateIdentity",
+        "remove operators that return their input: Identity, no-op Dropout, Cast, Reshape, Transpose, Pad, Slice",
+    ),
+    "simplify-shapes": (
+        f"{_HERE}.exact.simplify_shapes:SimplifyShapes",
+        "replace shape computations by constants where the shape is known, without fixing dynamic dims",
+    ),
+    "fold-constants": (
+        f"{_HERE}.exact.fold_constants:FoldConstants",
+        "evaluate what depends on constants only, within a budget of file growth",
+    ),
+    "fuse-conv-bn": (
+        f"{_HERE}.fuse.conv_bn:FuseConvBn",
+        "merge BatchNormalization into Conv, ConvTranspose and Gemm weights",
+    ),
+    "fuse-conv-affine": (
+        f"{_HERE}.fuse.conv_affine:FuseConvAffine",
+        "merge constant Mul, Add, Sub, Div and zero Pad into Conv weights and attributes",
+    ),
+    "matmul-add-to-gemm": (
+        f"{_HERE}.fuse.matmul_add_to_gemm:MatMulAddToGemm",
+        "turn two-dimensional MatMul + Add into Gemm",
+    ),
+    "eliminate-common-subexpressions": (
+        f"{_HERE}.exact.eliminate_common_subexpressions:EliminateCommonSubexpressions",
+        "compute equal deterministic nodes once",
+    ),
+    "deduplicate-initializers": (
+        f"{_HERE}.exact.deduplicate_initializers:DeduplicateInitializers",
+        "store equal weights once",
+    ),
+    "freeze-initializers": (
+        f"{_HERE}.exact.freeze_initializers:FreezeInitializers",
+        "make initializers that are also graph inputs constant (only on request)",
+    ),
+}
+"""Name → (module:class, one line for users); modules are imported when a pass is used."""

@@ -1,0 +1,18 @@
+"""Which passes run, in which order. The pipeline repeats a plan until a whole round changes nothing."""
+
+from __future__ import annotations
+
+PLANS: dict[str, tuple[str, ...]] = {
+    "default": (
+        "eliminate-dead-code",  # first: nothing below spends time on what nobody uses
+        "eliminate-identity",  # before folding: chains become visible, Identity of a weight needs no session
+        "simplify-shapes",  # makes static shape computations constant, so that folding sees their consumers
+        "fold-constants",
+        "fuse-conv-bn",  # before conv-affine: BatchNormalization has its own, more accurate algebra
+        "fuse-conv-affine",
+        "matmul-add-to-gemm",
+        "eliminate-common-subexpressions",  # late: it makes values shared, and shared values block fusion
+        "deduplicate-initializers",
+        "eliminate-dead-code",
+    ),
+}
