@@ -1,0 +1,47 @@
+"""Where the optimized model will run: an execution provider of ONNX Runtime and its optimization level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from graphopt.errors import UsageError
+
+Level = Literal["disabled", "basic", "extended", "all"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place to run a model.
+
+    ``providers`` are ONNX Runtime's names in order of preference; ``level`` is the graph optimization level
+    that the user's own session will have (ONNX Runtime's default is ``all``).
+    """
+
+    name: str
+    providers: tuple[str, ...]
+    level: Level = "all"
+
+    @classmethod
+    def named(cls, name: str) -> Target:
+        """The target called ``name``: ``cpu``, ``cuda`` or ``tensorrt``.
+
+        Raises:
+            UsageError: there is no such target.
+        """
+        if name not in TARGETS:
+            raise UsageError(f"unknown target {name!r}; choose one of {', '.join(TARGETS)}")
+        return TARGETS[name]
+
+
+# ONNX Runtime wants the CPU last in every list: it runs what the others cannot.
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+TARGETS = {
+    "cpu": Target("cpu", (_CPU,)),
+    "cuda": Target("cuda", (_CUDA, _CPU)),
+    "tensorrt": Target("tensorrt", ("TensorrtExecutionProvider", _CUDA, _CPU)),
+}
+CPU = TARGETS["cpu"]
+# What correctness is judged on: the CPU, nothing rewritten by ONNX Runtime.
+REFERENCE = Target("reference", (_CPU,), "disabled")
