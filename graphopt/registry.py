@@ -1,7 +1,8 @@
-"""Finds passes by name: the table of ``graphopt_passes``, and plug-ins of the entry-point group ``graphopt.passes``.
+"""Finds passes by name: the table of ``graphopt_passes``, and plug-ins of other packages.
 
 Only the outermost layer (``optimize`` and the command line) asks here, so that the framework imports no pass.
-A plug-in's entry point names a :class:`~graphopt.pipeline.Pass` subclass.
+A plug-in is an entry point of the group ``graphopt.passes`` that names a
+:class:`~graphopt.pipeline.Pass` subclass.
 """
 
 from __future__ import annotations
