@@ -30,11 +30,13 @@ class Journal:
     Attributes:
         limit: the number of rewrites to allow, for bisection; ``None`` allows all.
         left_out: rewrites that must not happen again, because they broke parity or did not pay.
+        without: rules that must not apply at all.
         only: when set, the rewrites that may happen (replaying the decisions of an earlier report).
     """
 
     limit: int | None = None
     left_out: frozenset[Rewrite] = frozenset()
+    without: frozenset[str] = frozenset()
     only: frozenset[Rewrite] | None = None
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: dict[Refusal, None] = field(default_factory=dict)
@@ -47,7 +49,9 @@ class Journal:
         rewrite = Rewrite(rule, value)
         if self.limit is not None and len(self.rewrites) >= self.limit:
             return False
-        if rewrite in self.left_out or (self.only is not None and rewrite not in self.only):
+        if rule in self.without or rewrite in self.left_out:
+            return False
+        if self.only is not None and rewrite not in self.only:
             return False
         self.rewrites.append(rewrite)
         return True

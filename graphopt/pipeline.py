@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,9 +15,11 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.journal import Journal
+from graphopt.legacy import as_ir4
 
 if TYPE_CHECKING:
     from graphopt.model import Model
+    from graphopt.rewrite import Rule
     from graphopt.shapes import Shapes
     from graphopt.target import Target
     from graphopt.worker import Worker
@@ -121,7 +124,7 @@ Observer = Callable[[Pass, "Model", "Run", bool], None]
 
 
 class Pipeline:
-    """Passes in order, repeated until a whole round changes nothing.
+    """Passes in order, repeated until a whole round changes nothing; a bare rule counts as a pass.
 
     Example:
         >>> Pipeline([FoldConstants(), FuseConvBn()])(model, run)  # doctest: +SKIP
@@ -129,8 +132,8 @@ class Pipeline:
 
     max_rounds: ClassVar[int] = 10
 
-    def __init__(self, passes: Sequence[Pass], observers: Sequence[Observer] = ()) -> None:
-        self.passes = list(passes)
+    def __init__(self, passes: Sequence[Pass | type[Rule]], observers: Sequence[Observer] = ()) -> None:
+        self.passes = [step if isinstance(step, Pass) else step.as_pass() for step in passes]
         self.observers = list(observers)
 
     def __call__(self, model: Model, run: Run) -> bool:
@@ -138,13 +141,13 @@ class Pipeline:
 
         After every pass the observers are called with ``(pass, model, run, changed)``: they print or check.
         """
-        changed = False
-        for _ in range(self.max_rounds):
-            if not self._round(model, run):
-                return changed
-            changed = True
-        run.journal.note(f"passes still changed the model after {self.max_rounds} rounds")
-        return changed
+        with as_ir4(model.ir, run.journal):
+            rounds = sum(
+                1 for _ in takewhile(bool, (self._round(model, run) for _ in range(self.max_rounds)))
+            )
+        if rounds == self.max_rounds:
+            run.journal.note(f"passes still changed the model after {rounds} rounds")
+        return rounds > 0
 
     def _round(self, model: Model, run: Run) -> bool:
         return any([self._step(step, model, run) for step in self.passes])

@@ -258,7 +258,13 @@ class Rule(ABC):
             RefusedError: through ``match.require``, with the reason why the rule does not apply.
         """
 
+    @classmethod
+    def as_pass(cls) -> Pass:
+        """A pass of this rule alone, called like it."""
+        return type(f"{cls.__name__}Pass", (RulePass,), {"name": cls.name, "rules": (cls,)})()
 
+
+@dataclass(frozen=True)
 class RulePass(Pass):
     """A pass that drives rules to their fixed point."""
 

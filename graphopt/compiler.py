@@ -1,0 +1,383 @@
+"""``optimize``: load → passes → verify, bisecting what breaks parity → measure, reverting what costs → save."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt import registry
+from graphopt.errors import InvalidModelError, ParityError, UsageError
+from graphopt.journal import Journal, Rewrite
+from graphopt.model import Model
+from graphopt.observers import FingerprintCheck, dump, print_after
+from graphopt.pipeline import Observer, Pass, Pipeline, Run
+from graphopt.report import LeftOut, Report, Stats, decisions
+from graphopt.search import first_failure
+from graphopt.target import Target
+from graphopt.worker import Worker
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    from graphopt.measure import Comparison
+    from graphopt.model import Staged
+    from graphopt.samples import Samples
+    from graphopt.verify import Verdict, Verifier
+
+    Source = str | Path | Model | onnx.ModelProto | ir.Model
+
+Progress = Callable[[str], None]
+
+_SAME_RULE_LIMIT = 3
+
+
+def _silent(stage: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to optimize; the command line has an option for each field.
+
+    Attributes:
+        passes: a pipeline, a list of passes and rules, or its spelling; ``None`` takes the default plan.
+        target: ``cpu``, ``cuda`` or ``tensorrt``.
+        data: the user's samples, see :mod:`graphopt.samples`; ``None`` draws synthetic ones.
+        shapes: ``name=1x3x224x224``, for synthetic samples; a name may come several times.
+        seed: of the synthetic samples.
+        threads: ONNX Runtime's intra-op threads; 0 is its default, one per core.
+        keep: operator types and node names that no rewrite may touch.
+        freeze_initializers: make initializers that callers could override constant.
+        verify, measure: compare with the original; both happen unless switched off.
+        strict: a result that is not verified is an error (nothing is written).
+        custom_ops: shared libraries of custom operators.
+        bisect_limit: allow only so many rewrites.
+        replay: a report whose decisions are repeated.
+    """
+
+    passes: Any = None
+    target: str = "cpu"
+    data: str | None = None
+    shapes: Sequence[str] = ()
+    seed: int = 0
+    threads: int = 0
+    keep: Sequence[str] = ()
+    freeze_initializers: bool = False
+    verify: bool = True
+    measure: bool = True
+    strict: bool = False
+    custom_ops: Sequence[Path] = ()
+    external_data: bool = False
+    in_place: bool = False
+    bisect_limit: int | None = None
+    verify_each: bool = False
+    print_after: str | None = None
+    dump_dir: Path | None = None
+    replay: Path | None = None
+    time_limit: float = 600.0
+    memory_limit: int | None = None
+    progress: Progress = field(default=_silent, repr=False)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The optimized model and the record of how it came about."""
+
+    model: Model
+    report: Report
+
+    def save(self, path: str | Path, *, external_data: bool = False) -> None:
+        """Write the model; see :meth:`graphopt.model.Model.save`."""
+        self.model.save(Path(path), external_data=external_data)
+
+
+def optimize(source: Source, output: str | Path | None = None, **options: Any) -> Result:
+    """Optimize a model for ONNX Runtime, verified and measured against the original.
+
+    Args:
+        source: a path, an ``onnx.ModelProto``, an ``onnx_ir.Model``, a :class:`Model`, or what
+            ``torch.onnx.export(dynamo=True)`` returns.
+        output: where to write the result; ``None`` only returns it.
+        options: the fields of :class:`Options`.
+
+    Raises:
+        UsageError: unknown pass or target, output over the input without ``in_place``.
+        InvalidModelError: the input is no valid model.
+        DataError: the samples do not fit the model.
+        ParityError: no result could be verified.
+    """
+    return Compiler(source, Path(output) if output is not None else None, Options(**options)).run()
+
+
+@dataclass
+class Built:
+    """A candidate: the rewritten model, how it came about, and its file once it was staged."""
+
+    model: Model
+    journal: Journal
+    staged: Staged | None = None
+
+
+class Compiler:
+    """One run of :func:`optimize`; ``run`` reads as the order of its steps."""
+
+    def __init__(self, source: Source, output: Path | None, options: Options) -> None:
+        self.options, self.output = options, output
+        self.target = Target.named(options.target)
+        self.pipeline, self.only = self._plan()
+        self.stack = ExitStack()
+        self.left_out: list[LeftOut] = []
+        self.source = source
+
+    def run(self) -> Result:
+        """Build, verify, measure, save.
+
+        Raises:
+            GraphoptError: see :func:`optimize`.
+        """
+        with self.stack:
+            self._open()
+            built = self._build()
+            if self.options.verify:
+                built = self._settle(built)
+            if self.options.measure:
+                built = self._pay(built)
+            return self._finish(built)
+
+    # Opening.
+
+    def _plan(self) -> tuple[Pipeline, frozenset[Rewrite] | None]:
+        passes, only = self.options.passes, None
+        if self.options.replay is not None:
+            passes, only = decisions(self.options.replay)
+        pipeline = _pipeline(passes)
+        frozen = any(step.name == "freeze-initializers" for step in pipeline.passes)
+        if self.options.freeze_initializers and not frozen:
+            pipeline = Pipeline([registry.make("freeze-initializers"), *pipeline.passes])
+        return pipeline, only
+
+    def _open(self) -> None:
+        self.worker = self.stack.enter_context(self._new_worker())  # first: it imports while the model loads
+        self.options.progress("loading")
+        self.original = Model.of(self.source)
+        if self.output is not None:
+            _check_output(self.original.path, self.output, self.options.in_place)
+        self.scratch = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
+        self.original_path = self.original.path or self._save_original()
+        name = str(self.original.path or type(self.source).__name__)
+        output = str(self.output) if self.output is not None else None
+        self.report = Report(name, output, str(self.pipeline), self.target.name)
+        self.report.before = Stats.of(self.original)
+
+    def _new_worker(self) -> Worker:
+        options = self.options
+        return Worker(options.memory_limit, options.time_limit, options.custom_ops)
+
+    def _save_original(self) -> Path:
+        path = self.scratch / "original.onnx"
+        self.original.save(path)
+        return path
+
+    # Building.
+
+    def _build(self, limit: int | None = None, without: str | None = None) -> Built:
+        """The candidate with the first ``limit`` rewrites, less what was left out and less one rule."""
+        limit = limit if limit is not None else self.options.bisect_limit
+        rules = self._skipped_rules() | ({without} if without else set())
+        journal = Journal(limit, self._skipped(), frozenset(rules), self.only)
+        model = self.original.clone()
+        run = Run(self.target, self.worker, journal, frozenset(self.options.keep))
+        self.options.progress("optimizing")
+        Pipeline(self.pipeline.passes, self._observers(model))(model, run)
+        return Built(model, journal)
+
+    def _skipped(self) -> frozenset[Rewrite]:
+        return frozenset(item.rewrite for item in self.left_out)
+
+    def _skipped_rules(self) -> set[str]:
+        guilty = [item.rewrite.rule for item in self.left_out]
+        return {rule for rule in guilty if guilty.count(rule) >= _SAME_RULE_LIMIT}
+
+    def _observers(self, model: Model) -> list[Observer]:
+        options, observers = self.options, list[Observer](self.pipeline.observers)
+        if options.verify_each:
+            observers += [FingerprintCheck(model), self._verify_step]
+        if options.print_after is not None:
+            observers.append(print_after(options.print_after))
+        if options.dump_dir is not None:
+            observers.append(dump(options.dump_dir))
+        return observers
+
+    def _verify_step(self, step: Pass, model: Model, run: Run, changed: bool) -> None:
+        if not changed:
+            return
+        verdict = self._check(Built(model, run.journal))
+        if not verdict.ok:
+            raise ParityError(f"pass '{step.name}' breaks parity: {verdict.reason}")
+
+    # Verifying.
+
+    def _samples(self) -> Samples:
+        from graphopt.samples import Samples
+
+        options = self.options
+        return Samples.of(self.original, options.data, options.shapes, options.seed)
+
+    def _verifier(self) -> Verifier:
+        from graphopt.verify import Verifier
+
+        if not hasattr(self, "_cached_verifier"):
+            self._cached_verifier = Verifier(
+                self.worker, self.original_path, self._samples(), self.target, self.options.threads
+            )
+        return self._cached_verifier
+
+    def _stage(self, built: Built) -> Staged:
+        if built.staged is None:
+            path = self.output or self.scratch / "candidate.onnx"
+            staged = built.model.stage(path, external_data=self.options.external_data)
+            built.staged = self.stack.enter_context(staged)
+        return built.staged
+
+    def _check(self, built: Built) -> Verdict:
+        return self._verifier().check(self._stage(built).path)
+
+    def _settle(self, built: Built) -> Built:
+        """Leave out guilty rewrites one by one, until what is left is verified."""
+        self.options.progress("verifying")
+        verdict = self._check(built)
+        while not verdict.ok:
+            if not built.journal.rewrites:
+                raise ParityError(
+                    f"the rewritten file differs although no rewrite was made: {verdict.reason}"
+                )
+            self._leave_out_guilty(built)
+            built = self._build()
+            verdict = self._check(built)
+        self.report.verdict = verdict
+        return built
+
+    def _leave_out_guilty(self, built: Built) -> None:
+        """Bisect over the number of rewrites for the first that breaks parity."""
+        self.options.progress("bisecting")
+        _discard(built)
+        verdicts: dict[int, Verdict] = {}
+
+        def fails(count: int) -> bool:
+            trial = self._build(limit=count)
+            verdicts[count] = self._check(trial)
+            _discard(trial)
+            return not verdicts[count].ok
+
+        guilty = first_failure(len(built.journal.rewrites), fails)
+        why = verdicts[guilty].reason if guilty in verdicts else "found by elimination"
+        self.left_out.append(LeftOut(built.journal.rewrites[guilty - 1], f"breaks parity: {why}"))
+
+    # Measuring.
+
+    def _pay(self, built: Built) -> Built:
+        """Keep the candidate if it is not slower; else try it without one rule at a time; else the original."""
+        if not built.journal.rewrites or not self._runnable():
+            return built
+        self.options.progress("measuring")
+        comparison = self._compare(built)
+        if comparison.verdict != "slower":
+            return self._keep(built, comparison)
+        for rule, _ in built.journal.counts().most_common():
+            trial = self._build(without=rule)
+            faster = self._compare(trial)
+            if faster.verdict != "slower" and self._verified_again(trial):
+                _discard(built)
+                self.left_out += [LeftOut(r, f"slower: {comparison.summary()}") for r in _of(built, rule)]
+                return self._keep(trial, faster)
+            _discard(trial)
+        return self._give_up(built, comparison)
+
+    def _runnable(self) -> bool:
+        return self._verifier().runnable
+
+    def _verified_again(self, trial: Built) -> bool:
+        return not self.options.verify or self._check(trial).ok
+
+    def _compare(self, built: Built) -> Comparison:
+        from graphopt.measure import compare
+
+        sample = self._verifier().workload()
+        return compare(
+            self.original_path,
+            self._stage(built).path,
+            sample,
+            target=self.target,
+            threads=self.options.threads,
+            worker=self.worker,
+        )
+
+    def _keep(self, built: Built, comparison: Comparison) -> Built:
+        self.report.comparison = comparison
+        return built
+
+    def _give_up(self, built: Built, comparison: Comparison) -> Built:
+        self.report.kept_original = f"the result was slower: {comparison.summary()}"
+        self.report.comparison = comparison
+        self.left_out += [LeftOut(r, "slower") for r in built.journal.rewrites]
+        _discard(built)
+        return Built(self.original, Journal())
+
+    # Finishing.
+
+    def _finish(self, built: Built) -> Result:
+        self._check_contract(built)
+        self._fill_report(built)
+        if self.options.strict and self.report.evidence != "verified":
+            raise ParityError(f"not verified, so --strict writes nothing: {self.report.evidence_detail}")
+        if self.output is not None:
+            self.options.progress("saving")
+            self._stage(built).commit()
+        return Result(built.model, self.report)
+
+    def _check_contract(self, built: Built) -> None:
+        from graphopt.interface import differences
+
+        broken = differences(self.original, built.model)
+        if self.options.freeze_initializers:
+            broken = [line for line in broken if "overridable" not in line]
+        if broken:
+            raise InvalidModelError(f"bug: the result breaks the model's interface: {'; '.join(broken)}")
+
+    def _fill_report(self, built: Built) -> None:
+        report = self.report
+        report.absorb(built.journal)
+        report.after = Stats.of(built.model)
+        report.left_out = self.left_out
+        if report.verdict is not None:
+            report.evidence, report.evidence_detail = report.verdict.status, report.verdict.summary()
+
+
+def _pipeline(passes: Any) -> Pipeline:
+    if passes is None:
+        return registry.plan()
+    if isinstance(passes, Pipeline):
+        return passes
+    return registry.parse(passes) if isinstance(passes, str) else Pipeline(passes)
+
+
+def _check_output(source: Path | None, output: Path, in_place: bool) -> None:
+    if source is None or in_place or not output.exists():
+        return
+    if output.resolve() == source.resolve():
+        raise UsageError(f"'{output}' is the input itself; name another output, or allow it with --in-place")
+
+
+def _discard(built: Built) -> None:
+    if built.staged is not None:
+        built.staged.discard()
+        built.staged = None
+
+
+def _of(built: Built, rule: str) -> list[Rewrite]:
+    return [rewrite for rewrite in built.journal.rewrites if rewrite.rule == rule]

@@ -1,0 +1,117 @@
+"""The record of one ``optimize``: what was done, on what evidence, what was refused and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt import graph as g
+from graphopt.errors import DataError
+from graphopt.journal import Journal, Refusal, Rewrite
+
+if TYPE_CHECKING:
+    from graphopt.measure import Comparison
+    from graphopt.model import Model
+    from graphopt.verify import Verdict
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Static facts of a model: nodes without Constants, subgraphs and function bodies included; bytes of file."""
+
+    nodes: int
+    ops: dict[str, int]
+    file_bytes: int
+    parameters: int
+
+    @classmethod
+    def of(cls, model: Model) -> Stats:
+        """Count a model."""
+        ops = Counter(node.op_type for node in g.nodes(model.ir) if not g.is_op(node, "Constant"))
+        return cls(ops.total(), dict(ops.most_common()), model.file_size(), _parameters(model))
+
+
+def _parameters(model: Model) -> int:
+    """Elements of all initializers and Constant nodes."""
+    stored = sum(
+        value.const_value.size
+        for graph in g.graphs(model.ir)
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+    made = (g.constant_node_tensor(node) for node in g.nodes(model.ir) if g.is_op(node, "Constant"))
+    return stored + sum(tensor.size for tensor in made if tensor is not None)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A rewrite that was taken back, and why: it broke parity, or it did not pay."""
+
+    rewrite: Rewrite
+    reason: str
+
+
+@dataclass
+class Report:
+    """Everything about one run; ``evidence`` is ``verified``, ``structural only`` or ``not verified``."""
+
+    source: str
+    output: str | None
+    pipeline: str
+    target: str
+    evidence: str = "not verified"
+    evidence_detail: str = ""
+    before: Stats | None = None
+    after: Stats | None = None
+    verdict: Verdict | None = None
+    comparison: Comparison | None = None
+    kept_original: str | None = None
+    rewrites: list[Rewrite] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    suggestions: list[str] = field(default_factory=list)
+    pass_seconds: dict[str, float] = field(default_factory=dict)
+    pass_rewrites: dict[str, int] = field(default_factory=dict)
+
+    def absorb(self, journal: Journal) -> None:
+        """Take over what the journal of the kept result says."""
+        self.rewrites = list(journal.rewrites)
+        self.refusals = list(journal.refusals)
+        self.notes = [*self.notes, *journal.notes]
+        self.pass_seconds = dict(journal.seconds)
+        self.pass_rewrites = dict(journal.passes)
+
+    def rule_counts(self) -> Counter[str]:
+        """Rewrites per rule."""
+        return Counter(rewrite.rule for rewrite in self.rewrites)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        plain: dict[str, Any] = {"format": "graphopt-report-1", **dataclasses.asdict(self)}
+        return plain
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON, atomically."""
+        from graphopt.files import write_text
+
+        write_text(path, json.dumps(self.to_dict(), indent=1, default=str) + "\n")
+
+
+def decisions(path: Path) -> tuple[str, frozenset[Rewrite]]:
+    """The pipeline and the rewrites of an earlier report, for ``--replay``.
+
+    Raises:
+        DataError: the file is no report of graphopt.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        return stored["pipeline"], frozenset(Rewrite(**rewrite) for rewrite in stored["rewrites"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"'{path}' is no graphopt report ({error}); --replay takes a file that --report wrote"
+        ) from None
