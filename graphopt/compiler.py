@@ -1,4 +1,4 @@
-"""``optimize``: load → passes → verify, bisecting what breaks parity → measure, reverting what costs → save."""
+"""``optimize``: load → passes → verify (bisect what breaks parity) → measure (revert what costs) → save."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ class Compiler:
     # Measuring.
 
     def _pay(self, built: Built) -> Built:
-        """Keep the candidate if it is not slower; else try it without one rule at a time; else the original."""
+        """Keep what is not slower: the candidate, else it without one of its rules, else the original."""
         if not built.journal.rewrites or not self._runnable():
             return built
         self.options.progress("measuring")

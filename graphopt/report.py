@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stats:
-    """Static facts of a model: nodes without Constants, subgraphs and function bodies included; bytes of file."""
+    """Static facts: nodes (no Constants; subgraphs and function bodies included) and bytes of file."""
 
     nodes: int
     ops: dict[str, int]
