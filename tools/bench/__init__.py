@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m tools.bench peers` compares graphopt with other optimizers side by side."""

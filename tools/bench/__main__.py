@@ -1,0 +1,46 @@
+"""Command line of the benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tools import models
+from tools.bench import contestants, peers
+
+
+def main() -> None:
+    """`python -m tools.bench peers`: print the comparison as a markdown table and write it as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    compare = commands.add_parser("peers", help="compare graphopt with other optimizers")
+    compare.add_argument("--models", nargs="+", default=list(models.recipes()), metavar="NAME")
+    compare.add_argument("--tools", nargs="+", default=contestants.NAMES, choices=contestants.NAMES)
+    compare.add_argument(
+        "--peers-python", default=sys.executable, help="interpreter with the peers installed"
+    )
+    compare.add_argument(
+        "--repeat", type=int, default=3, help="runs per tool and model; medians are reported"
+    )
+    compare.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="time limit of one run")
+    compare.add_argument(
+        "--latency", type=float, default=2, metavar="SECONDS", help="time for measuring latency"
+    )
+    compare.add_argument("--json", type=Path, default=Path("peers.json"), metavar="FILE")
+    run_peers(compare, parser.parse_args())
+
+
+def run_peers(_: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Compare model by model; the JSON file grows as the comparison goes on."""
+    plan = peers.Plan(options.tools, options.peers_python, options.repeat, options.limit, options.latency)
+    comparisons: dict[str, dict[str, peers.Entry]] = {}
+    for name in options.models:
+        print(name, file=sys.stderr)
+        comparisons[name] = peers.compare(name, plan)
+        peers.save(comparisons, options.json)
+    print(peers.table(comparisons))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Train the committed models on Fashion-MNIST: `python -m tools.train`."""

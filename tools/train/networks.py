@@ -1,0 +1,85 @@
+"""The three committed networks: images, float32 [batch, 1, 28, 28], to logits, float32 [batch, 10]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def cnn() -> nn.Module:
+    """Two convolutions and two dense layers, as in a hundred tutorials."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 5 * 5, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+
+
+def mlp() -> nn.Module:
+    """Three dense layers, 784-128-64-10."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 128),
+        nn.ReLU(),
+        nn.Linear(128, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+class Dropout(nn.Dropout):
+    """Dropout that stays in the exported graph, in its inference form."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`, or while training a random part of it."""
+        if torch.onnx.is_in_onnx_export():
+            kept: Tensor = torch.onnx.ops.symbolic("Dropout", [x], dtype=x.dtype, shape=x.shape)
+            return kept
+        return super().forward(x)
+
+
+class Residual(nn.Module):
+    """Depthwise and pointwise convolution beside a shortcut, each with batch normalization."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = convolution(width_in, width_in, 3, stride, groups=width_in)
+        self.pointwise = convolution(width_in, width, 1)
+        same = width_in == width and stride == 1
+        self.shortcut = nn.Identity() if same else convolution(width_in, width, 1, stride)
+        self.dropout = Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, width_in, h, w] to [batch, width, h / stride, w / stride]."""
+        inner = self.pointwise(torch.relu(self.depthwise(x)))
+        return torch.relu(self.dropout(inner) + self.shortcut(x))
+
+
+def convolution(width_in: int, width: int, size: int, stride: int = 1, groups: int = 1) -> nn.Module:
+    """Convolution without bias, then batch normalization."""
+    conv = nn.Conv2d(width_in, width, size, stride, padding=size // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width))
+
+
+def residual() -> nn.Module:
+    """A small residual CNN with depthwise convolutions."""
+    return nn.Sequential(
+        convolution(1, 16, 3),
+        nn.ReLU(),
+        Residual(16, 16, stride=1),
+        Residual(16, 32, stride=2),
+        Residual(32, 32, stride=1),
+        Residual(32, 64, stride=2),
+        Residual(64, 64, stride=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        Dropout(0.2),
+        nn.Linear(64, 10),
+    )
