@@ -1,0 +1,178 @@
+"""The one place that writes output files: they appear whole, under their name, or not at all.
+
+A file is written in a dot-named folder beside its destination, synced, and renamed. Killed in the middle, only
+that folder remains.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from graphopt.errors import GraphoptError, SystemRefusedError, UsageError
+
+Writer = Callable[[BinaryIO], None]
+
+# What copy_file_range answers where it cannot work: other device, unknown to the kernel or the file system.
+_UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+
+
+class Staged:
+    """Files written beside their destination, usable at once, renamed on ``commit``.
+
+    As a context manager it discards what was not committed.
+
+    Attributes:
+        path: where the main file is now: in the dot-named folder, after ``commit`` at its destination.
+    """
+
+    def __init__(self, destination: Path) -> None:
+        """Make the dot-named folder.
+
+        Raises:
+            UsageError: the destination's folder does not exist, or the destination is a folder.
+            SystemRefusedError: the system refuses to create a folder there.
+        """
+        self.destination = destination
+        self._others: list[str] = []
+        home = destination.absolute().parent
+        if not home.is_dir():
+            raise UsageError(f"cannot write {destination}: the folder {home} does not exist")
+        if destination.is_dir():
+            raise UsageError(f"cannot write {destination}: it is a folder; name a file in it")
+        self._home = home
+        self._folder = home / f".{destination.name[:80]}.{secrets.token_hex(4)}.tmp"
+        self.path = self._folder / destination.name
+        with refusals(f"cannot write {destination}"):
+            self._folder.mkdir()
+
+    def free_name(self, suffix: str) -> str:
+        """A name for a second file: the destination's with the suffix, or a longer one if that is taken."""
+        name = self.destination.name + suffix
+        if not os.path.lexists(self._home / name):
+            return name
+        return f"{self.destination.name}.{secrets.token_hex(4)}{suffix}"
+
+    def write(self, write: Writer, name: str | None = None) -> None:
+        """Write the main file, or another one that it refers to by ``name``.
+
+        Raises:
+            SystemRefusedError: the disk is full, or the system refuses otherwise; nothing is left behind.
+        """
+        try:
+            with refusals(f"cannot write {self.destination}"):
+                with open(self._folder / (name or self.destination.name), "xb", 0) as file:
+                    write(file)
+                    os.fsync(file.fileno())
+        except BaseException:
+            self.discard()
+            raise
+        if name is not None:
+            self._others.append(name)
+
+    def commit(self) -> None:
+        """Rename the files to their destination, the main one last; it is what makes them count.
+
+        Raises:
+            SystemRefusedError: the system refuses; nothing is left behind.
+        """
+        moved: list[Path] = []
+        try:
+            with refusals(f"cannot write {self.destination}"):
+                for name in self._others:
+                    os.rename(self._folder / name, self._home / name)
+                    moved.append(self._home / name)
+                _sync_folder(self._home)
+                os.rename(self.path, self.destination)
+        except BaseException:
+            for path in moved:
+                path.unlink(missing_ok=True)
+            self.discard()
+            raise
+        self.path = self.destination
+        with suppress(OSError):
+            _sync_folder(self._home)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what was not committed."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+class refusals:  # noqa: N801 - reads as a statement
+    """Turns the system's errors inside a ``with`` block into one line that starts with ``what``."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, GraphoptError):
+            raise SystemRefusedError(f"{self._what}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically.
+
+    Raises:
+        UsageError: the folder does not exist, or the path is a folder.
+        SystemRefusedError: the system refuses, for instance because the disk is full.
+    """
+    with Staged(path) as staged:
+        staged.write(lambda file: write_all(file, [text.encode()]))
+        staged.commit()
+
+
+def write_all(file: BinaryIO, parts: Iterable[bytes]) -> None:
+    """Write every byte, however few the system takes at a time."""
+    for part in parts:
+        view = memoryview(part)
+        while view:
+            view = view[file.write(view) :]
+
+
+def copy_range(source: int, offset: int, length: int, file: BinaryIO) -> bool:
+    """Copy a range from a descriptor to a file inside the kernel, so that it is never in this process's memory.
+
+    Returns:
+        False, with nothing written, if the file systems do not support it.
+    """
+    copied = 0
+    while copied < length:
+        try:
+            step = os.copy_file_range(source, file.fileno(), length - copied, offset + copied)
+        except OSError as error:
+            if copied == 0 and error.errno in _UNSUPPORTED:
+                return False
+            raise
+        if step == 0:
+            raise SystemRefusedError("the input was shortened while it was copied")
+        copied += step
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
