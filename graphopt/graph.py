@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -192,19 +193,40 @@ def is_dead(node: ir.Node) -> bool:
 def remove(node: ir.Node) -> None:
     """Take a dead node out of its graph, detached from its inputs and from what its subgraphs capture."""
     assert node.graph is not None
-    for subgraph in _subgraphs(node):
+    for subgraph in subgraphs(node):
         for inner in list(subgraph.all_nodes()):
             _detach(inner)
     _detach(node)
     node.graph.remove(node)
 
 
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that the node's own attributes hold."""
     for found in node.attributes.values():
         if found.type is ir.AttributeType.GRAPH and not found.is_ref():
             yield found.as_graph()
         elif found.type is ir.AttributeType.GRAPHS and not found.is_ref():
             yield from found.as_graphs()
+
+
+def defined(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values that a graph itself defines, each once: inputs, initializers and node outputs."""
+    yield from graph.inputs
+    yield from (value for value in graph.initializers.values() if not value.is_graph_input())
+    for node in graph:
+        yield from node.outputs
+
+
+def captures(node: ir.Node) -> list[ir.Value]:
+    """The values from outside that the node's subgraphs use, each once, in the order of their uses."""
+    inside: set[ir.Value] = set()
+    used: dict[ir.Value, None] = {}
+    for subgraph in subgraphs(node):
+        for graph in (subgraph, *subgraph.subgraphs()):
+            inside.update(defined(graph))
+            used.update(dict.fromkeys(v for inner in graph for v in inner.inputs if v is not None))
+            used.update(dict.fromkeys(graph.outputs))
+    return [value for value in used if value not in inside]
 
 
 def _detach(node: ir.Node) -> None:
@@ -216,12 +238,9 @@ class Names:
     """Fresh value names that no scope of the model uses, so that they can be captured anywhere."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._taken: set[str] = set()
+        self._taken: Counter[str] = Counter()
         for graph in graphs(model):
-            self._taken.update(value.name for value in graph.inputs if value.name)
-            self._taken.update(graph.initializers)
-            for node in graph:
-                self._taken.update(value.name for value in node.outputs if value.name)
+            self._taken.update(value.name for value in defined(graph) if value.name)
 
     def fresh(self, base: str) -> str:
         """``base`` itself when it is free, else ``base`` with the first free number behind it."""
@@ -229,5 +248,9 @@ class Names:
         while name in self._taken:
             count += 1
             name = f"{base}_{count}"
-        self._taken.add(name)
+        self._taken[name] += 1
         return name
+
+    def is_unique(self, name: str) -> bool:
+        """Whether one scope only defines the name; sibling branches may each have a value of one name."""
+        return self._taken[name] <= 1
