@@ -21,6 +21,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.exact.fold_constants:FoldConstants",
         "evaluate what depends on constants only, within a budget of file growth",
     ),
+    "inline-constant-if": (
+        f"{_HERE}.exact.inline_constant_if:InlineConstantIf",
+        "replace an If whose condition is constant by the branch that it takes",
+    ),
     "fuse-conv-bn": (
         f"{_HERE}.fuse.conv_bn:FuseConvBn",
         "merge BatchNormalization into Conv, ConvTranspose and Gemm weights",

@@ -8,6 +8,7 @@ PLANS: dict[str, tuple[str, ...]] = {
         "eliminate-identity",  # before folding: chains become visible, Identity of a weight needs no session
         "simplify-shapes",  # makes static shape computations constant, so that folding sees their consumers
         "fold-constants",
+        "inline-constant-if",  # after folding, which finds the conditions that are constant
         "fuse-conv-bn",  # before conv-affine: BatchNormalization has its own, more accurate algebra
         "fuse-conv-affine",
         "matmul-add-to-gemm",
