@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt import registry
 from graphopt.errors import InvalidModelError, ParityError, UsageError
 from graphopt.journal import Journal, Rewrite
+from graphopt.legacy import FIRST_WITH_CONSTANTS
 from graphopt.model import Model
 from graphopt.observers import FingerprintCheck, dump, print_after
 from graphopt.pipeline import Observer, Pass, Pipeline, Run
@@ -147,6 +148,7 @@ class Compiler:
                 built = self._settle(built)
             if self.options.measure:
                 built = self._pay(built)
+            self._suggest_freezing(built)
             return self._finish(built)
 
     # Opening.
@@ -185,15 +187,16 @@ class Compiler:
 
     # Building.
 
-    def _build(self, limit: int | None = None, without: str | None = None) -> Built:
-        """The candidate with the first ``limit`` rewrites, less what was left out and less one rule."""
+    def _build(self, limit: int | None = None, without: str | None = None, first: str | None = None) -> Built:
+        """The candidate: at most ``limit`` rewrites, less what was left out, ``without`` a rule, after a pass."""
         limit = limit if limit is not None else self.options.bisect_limit
         rules = self._skipped_rules() | ({without} if without else set())
         journal = Journal(limit, self._skipped(), frozenset(rules), self.only)
         model = self.original.clone()
         run = Run(self.target, self.worker, journal, frozenset(self.options.keep))
         self.options.progress("optimizing")
-        Pipeline(self.pipeline.passes, self._observers(model))(model, run)
+        before = [registry.make(first)] if first else []
+        Pipeline([*before, *self.pipeline.passes], self._observers(model))(model, run)
         return Built(model, journal)
 
     def _skipped(self) -> frozenset[Rewrite]:
@@ -285,12 +288,12 @@ class Compiler:
         if not built.journal.rewrites or not self._runnable():
             return built
         self.options.progress("measuring")
-        comparison = self._compare(built)
+        comparison = self._compare(self.original_path, built)
         if comparison.verdict != "slower":
             return self._keep(built, comparison)
         for rule, _ in built.journal.counts().most_common():
             trial = self._build(without=rule)
-            faster = self._compare(trial)
+            faster = self._compare(self.original_path, trial)
             if faster.verdict != "slower" and self._verified_again(trial):
                 _discard(built)
                 self.left_out += [LeftOut(r, f"slower: {comparison.summary()}") for r in _of(built, rule)]
@@ -304,12 +307,12 @@ class Compiler:
     def _verified_again(self, trial: Built) -> bool:
         return not self.options.verify or self._check(trial).ok
 
-    def _compare(self, built: Built) -> Comparison:
+    def _compare(self, before: Path, built: Built) -> Comparison:
         from graphopt.measure import compare
 
         sample = self._verifier().workload()
         return compare(
-            self.original_path,
+            before,
             self._stage(built).path,
             sample,
             target=self.target,
@@ -327,6 +330,22 @@ class Compiler:
         self.left_out += [LeftOut(r, "slower") for r in built.journal.rewrites]
         _discard(built)
         return Built(self.original, Journal())
+
+    def _suggest_freezing(self, built: Built) -> None:
+        """Say what ``--freeze-initializers`` would gain, when there is something to freeze."""
+        graph = built.model.ir.graph
+        count = sum(value.is_graph_input() for value in graph.initializers.values())
+        if count == 0 or built.model.ir.ir_version < FIRST_WITH_CONSTANTS:
+            return
+        gain = "not measured"
+        if self.options.measure and self._runnable():
+            frozen = self._build(first="freeze-initializers")
+            gain = self._compare(self._stage(built).path, frozen).summary()
+            _discard(frozen)
+        self.report.suggestions.append(
+            f"{count} initializers are also inputs, which callers may override; if none does, use"
+            f" --freeze-initializers ({gain})"
+        )
 
     # Finishing.
 

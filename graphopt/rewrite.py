@@ -185,7 +185,10 @@ class Match:
         """A new node before the root; returns its only output. Attributes are ``ir.Attr`` or plain values."""
         if isinstance(attributes, Mapping):
             attributes = ir.convenience.convert_attributes(attributes)
-        node = ir.Node(domain, op_type, inputs, attributes, name=self.root.name)
+        given = list(inputs)
+        while given and given[-1] is None:  # an omitted trailing input is left out, not written as ""
+            given.pop()
+        node = ir.Node(domain, op_type, given, attributes, name=self.root.name)
         node.outputs[0].name = self.run.names(self.model).fresh(f"{g.output_name(self.root)}_{op_type}")
         self.made.append(node)
         return node.outputs[0]

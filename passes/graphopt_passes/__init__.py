@@ -33,6 +33,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.fuse.conv_affine:FuseConvAffine",
         "merge constant Mul, Add, Sub, Div and zero Pad into Conv weights and attributes",
     ),
+    "slices-to-space-to-depth": (
+        f"{_HERE}.fuse.slices_to_space_to_depth:SlicesToSpaceToDepth",
+        "replace concatenated strided slices of an image by SpaceToDepth",
+    ),
     "matmul-add-to-gemm": (
         f"{_HERE}.fuse.matmul_add_to_gemm:MatMulAddToGemm",
         "turn two-dimensional MatMul + Add into Gemm",

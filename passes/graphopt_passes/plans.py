@@ -11,6 +11,7 @@ PLANS: dict[str, tuple[str, ...]] = {
         "inline-constant-if",  # after folding, which finds the conditions that are constant
         "fuse-conv-bn",  # before conv-affine: BatchNormalization has its own, more accurate algebra
         "fuse-conv-affine",
+        "slices-to-space-to-depth",
         "matmul-add-to-gemm",
         "eliminate-common-subexpressions",  # late: it makes values shared, and shared values block fusion
         "deduplicate-initializers",
