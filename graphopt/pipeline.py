@@ -41,7 +41,7 @@ class Run:
     journal: Journal = field(default_factory=Journal)
     keep: frozenset[str] = frozenset()
     _names: g.Names | None = None
-    _shapes: tuple[int, Shapes] | None = None
+    _shapes: tuple[Model, int, Shapes] | None = None
 
     def keeps(self, node: ir.Node) -> bool:
         """Whether the user asked to leave this node alone, by its operator type or name."""
@@ -54,12 +54,21 @@ class Run:
         return self._names
 
     def shapes(self, model: Model) -> Shapes:
-        """Types, dims and known integer values of every value, inferred once per revision of the model."""
+        """Types, dims and known integer values of every value, inferred once per pass.
+
+        Rewrites keep what a value means, so the facts stay true during the pass; new values are inferred when
+        they are asked for.
+        """
         from graphopt.shapes import Shapes
 
-        if self._shapes is None or self._shapes[0] != self.journal.revision:
-            self._shapes = (self.journal.revision, Shapes.infer(model))
-        return self._shapes[1]
+        if self._shapes is None or self._shapes[0] is not model:
+            self._shapes = (model, self.journal.revision, Shapes.infer(model))
+        return self._shapes[2]
+
+    def forget_shapes(self) -> None:
+        """Infer shapes anew when asked again, if rewrites have happened since they were inferred."""
+        if self._shapes is not None and self._shapes[1] != self.journal.revision:
+            self._shapes = None
 
     def new_constant(
         self, model: Model, at: ir.Node, data: np.ndarray[Any, Any] | ir.TensorProtocol, name: str
@@ -154,6 +163,7 @@ class Pipeline:
 
     def _step(self, step: Pass, model: Model, run: Run) -> bool:
         start, revision = time.perf_counter(), run.journal.revision
+        run.forget_shapes()
         changed = step.apply(model, run)
         run.journal.seconds[step.name] = run.journal.seconds.get(step.name, 0.0) + time.perf_counter() - start
         run.journal.passes[step.name] += run.journal.revision - revision

@@ -1,0 +1,165 @@
+"""Types, symbolic dims and symbolic integer contents of every value of a model, computed and never guessed.
+
+One forward pass over all graphs. Frequent operators have a rule in :mod:`graphopt.shape_rules`; the others ask
+the C++ inference of their ONNX schema, node by node. What the file claims (``value_info``, the shapes of graph
+outputs) is believed only for outputs of operators that no schema describes. Nothing is written into the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from graphopt import graph as g
+from graphopt import shape_views as shape_views  # registers its rules
+from graphopt.shape_rules import RULES, UNKNOWN, At, Fact
+from graphopt.shape_schema import by_schema
+from graphopt.symbols import Dim, Symbols
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+
+VECTOR_LIMIT = 128
+INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+
+
+class Shapes:
+    """What is known of every value. Facts stay true while rewrites keep what each value means.
+
+    Values that appear later are inferred from their producer when they are asked for.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.symbols = Symbols()
+        self.model = model
+        self._facts: dict[ir.Value, Fact] = {}
+        self._opsets: dict[ir.Graph, int] = {}
+
+    @classmethod
+    def infer(cls, model: Model | ir.Model) -> Shapes:
+        """Infer everything once; the model is only read."""
+        found = cls(model if isinstance(model, ir.Model) else model.ir)
+        for graph in g.graphs(found.model):
+            found.visit(graph)
+        return found
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """The element type of a tensor, or ``None``."""
+        return self.fact(value).dtype
+
+    def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """The dims, or ``None`` for an unknown rank; equal strings are provably equal dims, which may be 0."""
+        return self.fact(value).dims
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """The number of dims, or ``None``."""
+        dims = self.fact(value).dims
+        return None if dims is None else len(dims)
+
+    def vector(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """The elements of a small integer or bool tensor of rank 0 or 1, symbols where only the name is known."""
+        return self.fact(value).vector
+
+    def fact(self, value: ir.Value | None) -> Fact:
+        """All that is known of a value."""
+        if value is None:
+            return UNKNOWN
+        found = self._facts.get(value)
+        return self._infer(value) if found is None else found
+
+    def visit(self, graph: ir.Graph) -> None:
+        """Infer the nodes of a graph in order; what is known already stays."""
+        for node in graph:
+            if node.outputs and node.outputs[0] not in self._facts:
+                self._node(node)
+
+    def _infer(self, value: ir.Value) -> Fact:
+        producer = value.producer()
+        if producer is None:
+            self._facts[value] = fact = self._source(value)
+            return fact
+        self._node(producer)
+        return self._facts[value]
+
+    def _source(self, value: ir.Value) -> Fact:
+        """An initializer or the input of a graph; only the main graph's inputs keep what they declare."""
+        tensor = g.constant(value)
+        if tensor is not None:
+            return self._constant(tensor)
+        declared = self._declared(value)
+        if value.graph is self.model.graph and value.shape is not None:
+            names = [d if isinstance(d, int) else d.value for d in value.shape]
+            symbols = self.symbols
+            dims = tuple(d if isinstance(d, int) and d >= 0 else symbols.declared(_text(d)) for d in names)
+            return self._complete(Fact(declared.dtype, dims))
+        return Fact(declared.dtype)
+
+    def _constant(self, tensor: ir.TensorProtocol) -> Fact:
+        dims = tuple(int(d) for d in tensor.shape)
+        small = len(dims) <= 1 and tensor.size <= VECTOR_LIMIT and tensor.dtype in INTEGERS
+        return Fact(tensor.dtype, dims, tuple(map(int, tensor.numpy().reshape(-1))) if small else None)
+
+    def _declared(self, value: ir.Value) -> Fact:
+        """What the file says of a value that nothing else describes: its type, and dims that are numbers."""
+        dtype = value.type.dtype if isinstance(value.type, ir.TensorType) else None
+        if value.shape is None:
+            return Fact(dtype)
+        fresh = self.symbols.fresh
+        return Fact(dtype, tuple(d if isinstance(d, int) and d >= 0 else fresh() for d in value.shape))
+
+    def _node(self, node: ir.Node) -> None:
+        self._facts.update(dict.fromkeys(node.outputs, UNKNOWN))  # ends a cycle
+        facts = self._computed(node)
+        for index, output in enumerate(node.outputs):
+            if facts is None:
+                fact = self._declared(output)
+            else:
+                fact = facts[index] if index < len(facts) else UNKNOWN
+            self._facts[output] = self._complete(fact)
+
+    def _computed(self, node: ir.Node) -> Sequence[Fact] | None:
+        """The facts of a node's outputs; ``None`` when no rule, function body or schema describes it."""
+        if g.is_op(node, "Constant"):
+            tensor = g.constant_node_tensor(node)
+            return [UNKNOWN if tensor is None else self._constant(tensor)]
+        at = At(node, [self.fact(v) for v in node.inputs], self, self._opset(node))
+        function = self.model.functions.get(node.op_identifier())
+        if function is not None:
+            return self._called(function, at.inputs)
+        rule = RULES.get(node.op_type) if node.domain in g.DEFAULT_DOMAINS else None
+        try:
+            facts = rule(at) if rule is not None else None
+        except (KeyError, IndexError, TypeError, ValueError):
+            facts = None  # an invalid node, or a parameter of a function
+        return by_schema(at) if facts is None else facts
+
+    def _called(self, function: ir.Function, inputs: Sequence[Fact]) -> Sequence[Fact]:
+        """The outputs of a function for the inputs of one call."""
+        inner = Shapes(self.model)
+        inner.symbols = self.symbols
+        given = [*inputs, *[UNKNOWN] * (len(function.inputs) - len(inputs))]
+        inner._facts.update(zip(function.inputs, given, strict=False))
+        inner.visit(function.graph)
+        return [inner.fact(value) for value in function.outputs]
+
+    def _complete(self, fact: Fact) -> Fact:
+        """Give every element of a small integer tensor a symbol, so that equal ones are seen later."""
+        if fact.vector is not None or fact.dims is None or fact.dtype not in INTEGERS or len(fact.dims) > 1:
+            return fact
+        size = fact.dims[0] if fact.dims else 1
+        if not isinstance(size, int) or size > VECTOR_LIMIT:
+            return fact
+        return fact._replace(vector=tuple(self.symbols.fresh(signed=True) for _ in range(size)))
+
+    def _opset(self, node: ir.Node) -> int:
+        graph = node.graph
+        assert graph is not None
+        if graph not in self._opsets:
+            self._opsets[graph] = g.opset(self.model, graph)
+        return self._opsets[graph]
+
+
+def _text(name: int | str | None) -> str | None:
+    return name if isinstance(name, str) else None
