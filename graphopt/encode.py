@@ -268,7 +268,7 @@ def _set(proto: Any, source: Any, *fields: str) -> None:
 
 def _opsets(protos: Any, opsets: Mapping[str, int]) -> None:
     for domain, version in opsets.items():
-        protos.add(domain=domain, version=version)
+        protos.add(domain=domain or None, version=version)
 
 
 def _props(protos: Any, props: Mapping[str, str]) -> None:
