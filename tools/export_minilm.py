@@ -1,12 +1,13 @@
-"""Export the sentence encoder all-MiniLM-L6-v2 to ONNX: token ids → last hidden state [batch, sequence, 384].
+"""Export the encoder all-MiniLM-L6-v2 to ONNX: token ids → last hidden state [batch, sequence, 384].
 
-Three exporters as people use them: `dynamo` (PyTorch's default), `dynamo-unoptimized` (without the optimization
-that the exporter runs by itself) and `torchscript` (the exporter before it).
+Three exporters as people use them: `dynamo` (PyTorch's default), `dynamo-unoptimized` (without what that one
+optimizes by itself) and `torchscript` (the exporter before it).
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,18 +38,13 @@ def export(weights: Path, target: Path, exporter: str) -> None:
         torch.ones(2, 16, dtype=torch.int64),
         torch.zeros(2, 16, dtype=torch.int64),
     )
-    names = {"input_names": INPUTS, "output_names": [OUTPUT]}
-    model = Encoder(weights).eval()
+    call = partial(torch.onnx.export, Encoder(weights).eval(), arguments, target)
+    call = partial(call, input_names=INPUTS, output_names=[OUTPUT])
     if exporter == "torchscript":
-        axes = {name: AXES for name in [*INPUTS, OUTPUT]}
-        torch.onnx.export(model, arguments, target, dynamo=False, opset_version=17, dynamic_axes=axes, **names)
+        call(dynamo=False, opset_version=17, dynamic_axes={name: AXES for name in [*INPUTS, OUTPUT]})
         return
     dims = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("sequence", min=2, max=512)}
-    optimize = exporter == "dynamo"
-    shapes = (dims, dims, dims)
-    torch.onnx.export(
-        model, arguments, target, optimize=optimize, dynamic_shapes=shapes, external_data=False, **names
-    )
+    call(optimize=exporter == "dynamo", dynamic_shapes=(dims, dims, dims), external_data=False)
 
 
 def main() -> None:
@@ -56,7 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path, help="folder with config.json and model.safetensors")
     parser.add_argument("target", type=Path, help="ONNX file to write")
-    parser.add_argument("--exporter", choices=["dynamo", "dynamo-unoptimized", "torchscript"], default="dynamo")
+    parser.add_argument(
+        "--exporter", choices=["dynamo", "dynamo-unoptimized", "torchscript"], default="dynamo"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     export(options.weights, options.target, options.exporter)

