@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx_ir as ir
@@ -94,17 +95,20 @@ class At:
 
 
 Rule = Callable[[At], Sequence[Fact]]
-RULES: dict[str, Rule] = {}
 
 
-def rule(*op_types: str) -> Callable[[Rule], Rule]:
-    """Register the rule of some operators of the default domain."""
+def register(table: dict[str, Rule], *op_types: str) -> Callable[[Rule], Rule]:
+    """Enter the rule of some operators of the default domain in a table."""
 
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(op_types, function))
+    def enter(function: Rule) -> Rule:
+        table.update(dict.fromkeys(op_types, function))
         return function
 
-    return register
+    return enter
+
+
+RULES: dict[str, Rule] = {}
+rule = partial(register, RULES)
 
 
 def broadcast(symbols: Symbols, a: Dims | None, b: Dims | None) -> Dims | None:
@@ -118,7 +122,7 @@ def broadcast(symbols: Symbols, a: Dims | None, b: Dims | None) -> Dims | None:
 
 def broadcast_dim(symbols: Symbols, a: Dim, b: Dim) -> Dim:
     """The dim of two broadcast ones: a number other than 1 decides, and 1 gives way."""
-    if a == b or b == 1:
+    if b in (a, 1):
         return a
     if a == 1 or isinstance(b, int):
         return b
@@ -129,9 +133,9 @@ def broadcast_dim(symbols: Symbols, a: Dim, b: Dim) -> Dim:
 
 SAME = """Relu Sigmoid Tanh Erf Sqrt Exp Log Neg Abs Floor Ceil Round Sign Reciprocal LeakyRelu Elu Selu Celu
 Softplus Softsign HardSigmoid HardSwish Mish Gelu Swish Identity Clip Softmax LogSoftmax Hardmax LRN
-InstanceNormalization GroupNormalization LpNormalization MeanVarianceNormalization RMSNormalization Sin Cos Tan
-Asin Acos Atan Sinh Cosh Asinh Acosh Atanh CumSum Trilu ThresholdedRelu Shrink PRelu BitwiseNot ReverseSequence
-ScatterND ScatterElements Scatter Not LayerNormalization"""
+InstanceNormalization GroupNormalization LpNormalization MeanVarianceNormalization RMSNormalization Trilu
+CumSum Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh ThresholdedRelu Shrink PRelu BitwiseNot Not
+ReverseSequence ScatterND ScatterElements Scatter LayerNormalization"""
 
 
 @rule(*SAME.split())
@@ -185,7 +189,7 @@ def _dequantize(at: At) -> Sequence[Fact]:
     return [Fact(DataType(stated) if stated else at.get(1).dtype, at.get(0).dims)]
 
 
-COMPARE = "And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual".split()
+COMPARE = ("And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 
 
 @rule("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Max", "Min", "Sum", "Mean", *COMPARE)

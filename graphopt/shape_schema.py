@@ -61,10 +61,11 @@ def _data(at: At, names: Sequence[str]) -> dict[str, onnx.TensorProto]:
         tensor = g.constant(value)
         if tensor is not None and tensor.size <= 128 and tensor.dtype is not ir.DataType.STRING:
             data[name] = ir.to_proto(tensor)
-        elif fact.vector is not None and fact.dims is not None and fact.dtype is not None:
-            if all(isinstance(v, int) for v in fact.vector):
-                size = [len(fact.vector)] if fact.dims else []
-                data[name] = onnx.helper.make_tensor(name, fact.dtype.value, size, list(fact.vector))
+        elif fact.vector is not None and fact.dtype is not None:
+            known = [v for v in fact.vector if isinstance(v, int)]
+            if len(known) == len(fact.vector):
+                size = [len(known)] if fact.dims else []
+                data[name] = onnx.helper.make_tensor(name, fact.dtype.value, size, known)
     return data
 
 

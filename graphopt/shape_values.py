@@ -10,7 +10,7 @@ Vector = tuple[Dim, ...]
 
 
 def elementwise(symbols: Symbols, op_type: str, operands: Sequence[Vector | None]) -> Vector | None:
-    """The result of an elementwise operator on vectors of one length, or of length 1; ``None`` when unknown."""
+    """The result of an elementwise operator on vectors of one length or of length 1, or ``None``."""
     size = max((len(v) for v in operands if v is not None), default=0)
     if op_type not in _SCALAR or any(v is None or len(v) not in (1, size) for v in operands):
         return None
@@ -44,9 +44,8 @@ def _largest(symbols: Symbols, a: Dim, b: Dim) -> Dim:
         return a
     if symbols.at_least(b, a):
         return b
-    return symbols.function(
-        "max", *sorted((a, b), key=str), signed=not (symbols.is_dim(a) or symbols.is_dim(b))
-    )
+    signed = not (symbols.is_dim(a) or symbols.is_dim(b))
+    return symbols.function("max", *sorted((a, b), key=str), signed=signed)
 
 
 def _smallest(symbols: Symbols, a: Dim, b: Dim) -> Dim:

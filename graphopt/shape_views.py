@@ -1,41 +1,42 @@
-"""How operators that move, select and reduce elements, slide windows or run subgraphs carry dims and contents."""
+"""Dims and contents through operators that move, select or reduce elements, slide windows, run subgraphs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import onnx_ir as ir
 
-from graphopt.shape_rules import At, DataType, Dims, Fact, rule
+from graphopt.shape_rules import At, DataType, Dims, Fact, Rule, register
 from graphopt.shape_values import Vector
 from graphopt.symbols import Dim, Symbols
 
 FAR = 2**31 - 1
+VIEWS: dict[str, Rule] = {}
+rule = partial(register, VIEWS)
 
 
 @rule("Reshape")
 def _reshape(at: At) -> Sequence[Fact]:
     first = at.get(0)
-    target: Vector | None = at.get(1).vector if at.has(1) else None
-    if "shape" in at.node.attributes:
-        target = tuple(at.attr("shape"))
+    target = _bounds(at, 1, "shape")
     if target is None:
         length = at.get(1).dims
         count = length[0] if length else None
-        fresh = at.symbols.fresh
-        return [Fact(first.dtype, tuple(fresh() for _ in range(count)) if isinstance(count, int) else None)]
+        dims = tuple(at.symbols.fresh() for _ in range(count)) if isinstance(count, int) else None
+        return [Fact(first.dtype, dims)]
     dims = reshaped(at.symbols, first.dims, target, zero_is_zero=bool(at.attr("allowzero", 0)))
     return [Fact(first.dtype, dims, first.vector if len(dims) <= 1 else None)]
 
 
 def reshaped(symbols: Symbols, dims: Dims | None, target: Vector, *, zero_is_zero: bool) -> Dims:
-    """The dims that Reshape makes of ``dims``; a symbolic target element may itself be 0 or -1 at run time."""
+    """The dims that Reshape makes of ``dims``; a symbolic target element may be 0 or -1 at run time."""
     done = [_target_dim(symbols, dims, target, i, zero_is_zero) for i in range(len(target))]
-    if target.count(-1) == 1 and dims is not None and None not in done[: target.index(-1)]:
-        others = tuple(dim for i, dim in enumerate(done) if dim is not None and target[i] != -1)
+    if target.count(-1) == 1 and dims is not None:
+        others = tuple(dim for dim in done if dim is not None)
         if len(others) == len(target) - 1:
             done[target.index(-1)] = symbols.divide(symbols.product(dims), symbols.product(others))
-    return tuple(symbols.fresh() if dim is None or not symbols.is_dim(dim) else dim for dim in done)
+    return tuple(symbols.fresh() if dim is None else dim for dim in done)
 
 
 def _target_dim(
@@ -63,48 +64,51 @@ def _slice(at: At) -> Sequence[Fact]:
     first = at.get(0)
     if first.dims is None:
         return [Fact(first.dtype)]
-    rank = len(first.dims)
     starts, ends = _bounds(at, 1, "starts"), _bounds(at, 2, "ends")
-    count = len(starts or ends or ())
-    axes = at.axes(3, rank) or list(range(count))
-    steps = at.ints(4, "steps") or [1] * count
-    dims, vector = list(first.dims), first.vector
+    axes = at.axes(3, len(first.dims))
+    if axes is None:
+        axes = list(range(len(starts or ends or first.dims)))
+    steps = at.ints(4, "steps") or [1] * len(axes)
+    dims = list(first.dims)
     for i, axis in enumerate(axes):
-        start, end = (starts[i], ends[i]) if starts and ends else (None, None)
+        start, end = (starts[i] if starts else None), (ends[i] if ends else None)
         dims[axis] = sliced(at.symbols, first.dims[axis], start, end, steps[i])
-    if vector is not None:
-        both = (
-            starts is not None
-            and ends is not None
-            and isinstance(starts[0], int)
-            and isinstance(ends[0], int)
-        )
-        vector = vector[starts[0] : ends[0] : steps[0]] if both and starts and ends else None  # type: ignore[misc]
-        if vector is not None and steps[0] < 0:
-            vector = None
-    return [Fact(first.dtype, tuple(dims), vector)]
+    return [Fact(first.dtype, tuple(dims), _part(first.vector, starts, ends, steps))]
 
 
 def _bounds(at: At, index: int, name: str) -> Vector | None:
     return tuple(at.attr(name)) if name in at.node.attributes else at.get(index).vector
 
 
+def _part(
+    vector: Vector | None, starts: Vector | None, ends: Vector | None, steps: Sequence[int]
+) -> Vector | None:
+    if vector is None or not starts or not ends or len(starts) != 1:
+        return None
+    part = _exact(len(vector), starts[0], ends[0], steps[0])
+    return None if part is None else vector[part]
+
+
+def _exact(dim: Dim, start: Dim, end: Dim, step: int) -> slice | None:
+    """The slice as Python clamps it; ONNX clamps a start before the first element otherwise."""
+    if isinstance(dim, str) or isinstance(start, str) or isinstance(end, str) or step == 0:
+        return None
+    return None if step < 0 and start < -dim else slice(start, end, step)
+
+
 def sliced(symbols: Symbols, dim: Dim, start: Dim | None, end: Dim | None, step: int) -> Dim:
     """How many elements of ``dim`` a slice takes."""
-    if start is None or end is None or step == 0:
+    if start is None or end is None:
         return symbols.fresh()
-    if isinstance(dim, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(dim)[_clamped(start, end, step)])
-    last = _position(symbols, dim, end)
-    first = _position(symbols, dim, start)
-    if step != 1 or first is None or last is None:
-        return symbols.function("slice", dim, start, end, step, signed=False)
-    count = symbols.subtract(last, first)
-    return count if symbols.is_dim(count) else symbols.function("slice", dim, start, end, step, signed=False)
-
-
-def _clamped(start: int, end: int, step: int) -> slice:
-    return slice(start, None if step < 0 and end < -FAR else end, step)
+    part = _exact(dim, start, end, step)
+    if part is not None and isinstance(dim, int):
+        return len(range(dim)[part])
+    first, last = _position(symbols, dim, start), _position(symbols, dim, end)
+    if step == 1 and first is not None and last is not None:
+        count = symbols.subtract(last, first)
+        if symbols.is_dim(count):
+            return count
+    return symbols.function("slice", dim, start, end, step, signed=False)
 
 
 def _position(symbols: Symbols, dim: Dim, bound: Dim) -> Dim | None:
@@ -113,13 +117,10 @@ def _position(symbols: Symbols, dim: Dim, bound: Dim) -> Dim | None:
         return dim
     if bound == 0:
         return 0
-    at = bound if symbols.is_dim(bound) else symbols.add(dim, bound)
-    if (
-        isinstance(bound, str)
-        and not symbols.is_dim(bound)
-        and not symbols.is_dim(symbols.multiply(-1, bound))
-    ):
+    forward = symbols.is_dim(bound)
+    if not forward and not symbols.at_least(-1, bound):
         return None
+    at = bound if forward else symbols.add(dim, bound)
     if symbols.at_least(at, dim):
         return dim
     return at if symbols.is_dim(at) and symbols.at_least(dim, at) else None
@@ -172,7 +173,8 @@ def _range(at: At) -> Sequence[Fact]:
     return [Fact(at.get(0).dtype, (at.symbols.function("range", start, limit, delta, signed=False),))]
 
 
-@rule(*(f"Reduce{kind}" for kind in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()))
+@rule("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")
+@rule("ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")
 def _reduce(at: At) -> Sequence[Fact]:
     first, keep = at.get(0), bool(at.attr("keepdims", 1))
     if first.dims is None:
@@ -232,12 +234,8 @@ def _pad(at: At) -> Sequence[Fact]:
     dims = list(first.dims)
     for i, axis in enumerate(axes):
         both = at.symbols.add(pads[i], pads[i + len(axes)])
-        dims[axis] = _checked(at, at.symbols.add(dims[axis], both))
+        dims[axis] = at.symbols.add(dims[axis], both)
     return [Fact(first.dtype, tuple(dims))]
-
-
-def _checked(at: At, dim: Dim) -> Dim:
-    return dim if at.symbols.is_dim(dim) else at.symbols.function("size", dim, signed=False)
 
 
 @rule("Conv", "ConvInteger", "MaxPool", "AveragePool", "LpPool")
@@ -265,11 +263,11 @@ def _slid(at: At, dim: Dim, kernel: Dim, i: int, count: int) -> Dim:
     reach = symbols.add(symbols.multiply(symbols.subtract(kernel, 1), dilation), 1)
     free = symbols.subtract(symbols.add(dim, pads[i] + pads[i + count]), reach)
     if stride == 1:
-        return _checked(at, symbols.add(free, 1))
+        return symbols.add(free, 1)
     ceil = bool(at.attr("ceil_mode", 0))
     if ceil and not (isinstance(free, int) and free % stride == 0):
         return symbols.fresh()  # the last window may start in the padding, where versions of ONNX disagree
-    return _checked(at, symbols.add(_rounded(symbols, free, stride, up=False), 1))
+    return symbols.add(_rounded(symbols, free, stride, up=False), 1)
 
 
 def _rounded(symbols: Symbols, dim: Dim, stride: int, *, up: bool) -> Dim:
@@ -313,7 +311,7 @@ def _scan(at: At) -> Sequence[Fact]:
     at.shapes.visit(body)
     count = len(at.node.inputs) - int(at.attr("num_scan_inputs"))
     results = [at.shapes.fact(value) for value in body.outputs]
-    return [Fact(fact.dtype) if i < count else Fact(fact.dtype) for i, fact in enumerate(results)]
+    return [Fact(fact.dtype) if i < count else _stacked(at, fact) for i, fact in enumerate(results)]
 
 
 def _stacked(at: At, fact: Fact) -> Fact:

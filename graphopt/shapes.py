@@ -1,8 +1,8 @@
-"""Types, symbolic dims and symbolic integer contents of every value of a model, computed and never guessed.
+"""Types, symbolic dims and symbolic integer contents of every value of a model: computed, never guessed.
 
-One forward pass over all graphs. Frequent operators have a rule in :mod:`graphopt.shape_rules`; the others ask
-the C++ inference of their ONNX schema, node by node. What the file claims (``value_info``, the shapes of graph
-outputs) is believed only for outputs of operators that no schema describes. Nothing is written into the model.
+One forward pass over all graphs. Frequent operators have a rule in :mod:`graphopt.shape_rules`; the others
+ask the C++ inference of their ONNX schema, node by node. What the file claims (``value_info``, the shapes of
+graph outputs) is believed only for operators that no schema describes. Nothing is written into the model.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt import graph as g
-from graphopt import shape_views as shape_views  # registers its rules
 from graphopt.shape_rules import RULES, UNKNOWN, At, Fact
 from graphopt.shape_schema import by_schema
+from graphopt.shape_views import VIEWS
 from graphopt.symbols import Dim, Symbols
 
 if TYPE_CHECKING:
     from graphopt.model import Model
 
 VECTOR_LIMIT = 128
+_RULES = {**RULES, **VIEWS}
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
@@ -50,7 +51,7 @@ class Shapes:
         return self.fact(value).dtype
 
     def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
-        """The dims, or ``None`` for an unknown rank; equal strings are provably equal dims, which may be 0."""
+        """The dims, or ``None`` for an unknown rank; equal strings are equal dims at run time, maybe 0."""
         return self.fact(value).dims
 
     def rank(self, value: ir.Value | None) -> int | None:
@@ -59,7 +60,7 @@ class Shapes:
         return None if dims is None else len(dims)
 
     def vector(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
-        """The elements of a small integer or bool tensor of rank 0 or 1, symbols where only the name is known."""
+        """The elements of a small integer or bool tensor of rank 0 or 1, numbers or symbols."""
         return self.fact(value).vector
 
     def fact(self, value: ir.Value | None) -> Fact:
@@ -97,7 +98,7 @@ class Shapes:
         return Fact(declared.dtype)
 
     def _constant(self, tensor: ir.TensorProtocol) -> Fact:
-        dims = tuple(int(d) for d in tensor.shape)
+        dims = tuple(d for d in tensor.shape if isinstance(d, int))
         small = len(dims) <= 1 and tensor.size <= VECTOR_LIMIT and tensor.dtype in INTEGERS
         return Fact(tensor.dtype, dims, tuple(map(int, tensor.numpy().reshape(-1))) if small else None)
 
@@ -128,7 +129,7 @@ class Shapes:
         function = self.model.functions.get(node.op_identifier())
         if function is not None:
             return self._called(function, at.inputs)
-        rule = RULES.get(node.op_type) if node.domain in g.DEFAULT_DOMAINS else None
+        rule = _RULES.get(node.op_type) if node.domain in g.DEFAULT_DOMAINS else None
         try:
             facts = rule(at) if rule is not None else None
         except (KeyError, IndexError, TypeError, ValueError):
@@ -146,12 +147,18 @@ class Shapes:
 
     def _complete(self, fact: Fact) -> Fact:
         """Give every element of a small integer tensor a symbol, so that equal ones are seen later."""
+        if fact.dims is not None and not all(map(self.symbols.is_dim, fact.dims)):
+            fact = fact._replace(dims=tuple(map(self._as_dim, fact.dims)))
         if fact.vector is not None or fact.dims is None or fact.dtype not in INTEGERS or len(fact.dims) > 1:
             return fact
         size = fact.dims[0] if fact.dims else 1
         if not isinstance(size, int) or size > VECTOR_LIMIT:
             return fact
         return fact._replace(vector=tuple(self.symbols.fresh(signed=True) for _ in range(size)))
+
+    def _as_dim(self, dim: Dim) -> Dim:
+        """A dim that arithmetic could not prove to be none below 0, under a name of its own."""
+        return dim if self.symbols.is_dim(dim) else self.symbols.function("dim", dim, signed=False)
 
     def _opset(self, node: ir.Node) -> int:
         graph = node.graph

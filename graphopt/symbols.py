@@ -1,9 +1,9 @@
 """Symbolic dims: integers, names, and the sums of products that operators make of them.
 
-A dim is an ``int`` or a string. Equal strings are provably the same number at run time. An atom is a name that
-the model declares for an input's dim, or a fresh one; fresh atoms start with ``?`` (a dim, never negative) or
-``~`` (any integer), which no declared name that counts does. Everything else is a polynomial over atoms with
-integer coefficients, printed in a normal form, so that ``b*s + s*b`` is ``2*b*s`` wherever it is computed.
+A dim is an ``int`` or a string. Equal strings are provably the same number at run time. An atom is a name
+that the model declares for an input's dim, or a fresh one; fresh atoms start with ``?`` (a dim, never
+negative) or ``~`` (any integer), which no declared name that counts does. Everything else is a polynomial
+over atoms with integer coefficients, printed in a normal form: ``b*s + s*b`` is always ``2*b*s``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Symbols:
         return self.function("div", a, b) if exact is None else exact
 
     def quotient(self, a: Dim, b: Dim) -> Dim | None:
-        """a / b when b is one product that divides every term of a, else ``None``; b is taken to be nonzero."""
+        """a / b when b is one product that divides every term of a, else ``None``; b must not be 0."""
         divisor = self._polynomial(b)
         if len(divisor) != 1:
             return None
