@@ -173,6 +173,7 @@ def replace(old: ir.Value, new: ir.Value) -> None:
     new.doc_string = old.doc_string
     new.metadata_props.clear()
     new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
@@ -182,6 +183,7 @@ def inherit(old: ir.Value, new: ir.Value) -> None:
     new.name, new.type, new.shape = name, old.type, old.shape
     new.doc_string = old.doc_string
     new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 

@@ -1,0 +1,1 @@
+"""Passes that keep every output within rounding and need no samples."""
