@@ -249,7 +249,7 @@ class _Decoder:
         for value, info in zip(outputs, protos, strict=True):
             if info.name in infos and value.producer() is not None:
                 value.meta[DECLARED] = True
-            if value.producer() is not None and value not in repeated and info.HasField("type"):
+            if value.producer() is not None and value not in repeated and info.type.WhichOneof("value"):
                 self._fill(value, info)
             else:
                 value.meta.setdefault(OUTPUT_INFO, []).append(info)
