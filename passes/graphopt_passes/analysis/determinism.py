@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 
-# The schema calls the first four non-deterministic because of what may stand inside them; AffineGrid is a mistake.
+# Schemas call the first four non-deterministic for what may stand inside them, AffineGrid by mistake.
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _DETERMINISTIC = frozenset({"AffineGrid", "DepthToSpace", "SpaceToDepth"})
 _RANDOM = frozenset(

@@ -26,8 +26,8 @@ _Candidate = tuple[ir.Value, _Scope]
 class DeduplicateInitializers(Pass):
     """Let equal initializers of a graph, or of a subgraph and a graph around it, be one.
 
-    Those that a caller can override or that are graph outputs stay apart. Weights are read in pieces, and only
-    when type, shape and a sample of the bytes agree.
+    Those that a caller can override or that are graph outputs stay apart. Weights are read in pieces, and
+    only when type, shape and a sample of the bytes agree.
     """
 
     name = "deduplicate-initializers"
@@ -72,7 +72,7 @@ def _candidates(graph: ir.Graph, around: _Scope) -> Iterator[_Candidate]:
 def _groups(
     candidates: Iterable[_Candidate], key: Callable[[ir.TensorProtocol], object]
 ) -> Iterator[list[_Candidate]]:
-    """Candidates that agree in type, dims and key, where there are several; the key is asked for only then."""
+    """Candidates that agree in type, dims and key, where there are several; else no key is asked for."""
     alike: dict[object, list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
         tensor = _tensor(candidate)
@@ -92,7 +92,7 @@ def _tensor(candidate: _Candidate) -> ir.TensorProtocol:
 
 
 def _sample(tensor: ir.TensorProtocol) -> bytes:
-    """A few bytes of the front, the middle and the end of a mapped weight; of others there is no cheap part."""
+    """A few bytes of the front, the middle and the end of a mapped weight; others have no cheap part."""
     if not isinstance(tensor, MappedTensor) or tensor.length < 4 * _SAMPLE:
         return b""
     data, middle, end = tensor.file.data, tensor.offset + tensor.length // 2, tensor.offset + tensor.length

@@ -82,7 +82,7 @@ def _merge(old: ir.Value, new: ir.Value) -> None:
 
 
 def _structure(node: ir.Node) -> object:
-    """Equal for nodes that compute the same: operator, inputs, attributes, and which outputs are asked for."""
+    """Equal for nodes that compute the same: operator, inputs, attributes, and which outputs exist."""
     inputs = [id(value) for value in node.inputs]
     if g.is_op(node, *_COMMUTATIVE):
         inputs.sort()
@@ -94,7 +94,7 @@ def _structure(node: ir.Node) -> object:
 
 
 def _content(attribute: ir.Attr) -> tuple[str, str, bytes]:
-    """The attribute's type and value as something that compares exactly: NaN equals itself, 0.0 is not -0.0."""
+    """The attribute's type and value, compared exactly: NaN equals itself, 0.0 is not -0.0."""
     if attribute.is_ref():
         return "reference", attribute.ref_attr_name or "", b""
     kind, value = attribute.type.name, attribute.value

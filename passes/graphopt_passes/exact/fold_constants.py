@@ -1,7 +1,7 @@
 """fold-constants: compute now what depends on constants only, and store the results.
 
-All such nodes of a graph are evaluated together, because making a session costs more than running it. Only the
-values that other nodes need are stored, and only while the file does not grow past ``max_growth``.
+All such nodes of a graph are evaluated together, because making a session costs more than running it. Only
+the values that other nodes need are stored, and only while the file does not grow past ``max_growth``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Folding:
     # What may be evaluated.
 
     def _bounded(self, nodes: list[ir.Node]) -> list[ir.Node]:
-        """The nodes whose results have a known, reasonable size; others wait until their inputs are stored."""
+        """The nodes whose results have a known, reasonable size; others wait till their inputs are stored."""
         left_out: set[ir.Node | None] = set()
         for node in nodes:
             reason = self._too_large(node)
@@ -193,7 +193,7 @@ class _Folding:
     # Storing.
 
     def _store(self, plan: Plan, results: dict[ir.Value, Value]) -> bool:
-        """Store what still fits into the budget now that all sizes are known; returns whether anything was."""
+        """Store what fits into the budget now that all sizes are known; returns whether anything was."""
         tensors = {value: to_ir(r, value.name or "") for value, r in results.items() if isinstance(r, Tensor)}
         for value in results:
             if value not in tensors:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FreezeInitializers(Pass):
-    """Remove graph inputs that have an initializer; this changes the interface, so it runs only when asked for."""
+    """Remove graph inputs that have an initializer. It changes the interface, so it runs only on request."""
 
     name = "freeze-initializers"
 
