@@ -9,28 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.journal import Journal
 
+if TYPE_CHECKING:
+    from graphopt.model import Model
+
 FIRST_WITH_CONSTANTS = 4
 
 
 @contextmanager
-def as_ir4(model: ir.Model, journal: Journal) -> Iterator[None]:
-    """Within the block an IR 3 model is an equal IR 4 model."""
-    if model.ir_version >= FIRST_WITH_CONSTANTS:
+def as_ir4(model: Model, journal: Journal) -> Iterator[None]:
+    """Within the block, whose passes may replace ``model.ir``, an IR 3 model is an equal IR 4 model."""
+    if model.ir.ir_version >= FIRST_WITH_CONSTANTS:
         yield
         return
-    version, inputs = model.ir_version, list(model.graph.inputs)
-    initializers = set(model.graph.initializers)
-    _set_inputs(model.graph, [value for value in inputs if not value.is_initializer()])
-    model.ir_version = FIRST_WITH_CONSTANTS
+    version, inputs = model.ir.ir_version, list(model.ir.graph.inputs)
+    initializers = set(model.ir.graph.initializers)
+    _set_inputs(model.ir.graph, [value for value in inputs if not value.is_initializer()])
+    model.ir.ir_version = FIRST_WITH_CONSTANTS
     yield
-    if set(model.graph.initializers) == initializers:
-        _set_inputs(model.graph, inputs)
-        model.ir_version = version
+    graph = model.ir.graph
+    if set(graph.initializers) == initializers:
+        known = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
+        _set_inputs(graph, [known[value.name] for value in inputs])
+        model.ir.ir_version = version
     else:
         journal.note(
             f"IR version {version} became {FIRST_WITH_CONSTANTS}: initializers are no longer listed as inputs"

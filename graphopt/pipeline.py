@@ -70,6 +70,10 @@ class Run:
         if self._shapes is not None and self._shapes[1] != self.journal.revision:
             self._shapes = None
 
+    def forget(self) -> None:
+        """Drop what is known of the model's names and shapes; for a pass that replaced ``model.ir``."""
+        self._names = self._shapes = None
+
     def new_constant(
         self, model: Model, at: ir.Node, data: np.ndarray[Any, Any] | ir.TensorProtocol, name: str
     ) -> ir.Value:
@@ -150,7 +154,7 @@ class Pipeline:
 
         After every pass the observers are called with ``(pass, model, run, changed)``: they print or check.
         """
-        with as_ir4(model.ir, run.journal):
+        with as_ir4(model, run.journal):
             rounds = sum(
                 1 for _ in takewhile(bool, (self._round(model, run) for _ in range(self.max_rounds)))
             )
