@@ -188,7 +188,7 @@ class Compiler:
     # Building.
 
     def _build(self, limit: int | None = None, without: str | None = None, first: str | None = None) -> Built:
-        """The candidate: at most ``limit`` rewrites, less what was left out, ``without`` a rule, after a pass."""
+        """A candidate: at most ``limit`` rewrites, ``without`` one rule, after one more pass ``first``."""
         limit = limit if limit is not None else self.options.bisect_limit
         rules = self._skipped_rules() | ({without} if without else set())
         journal = Journal(limit, self._skipped(), frozenset(rules), self.only)
@@ -360,13 +360,14 @@ class Compiler:
         return Result(built.model, self.report)
 
     def _check_contract(self, built: Built) -> None:
-        from graphopt.interface import differences
+        from graphopt.interface import Interface, differences, notices
 
-        broken = differences(self.original, built.model)
-        if self.options.freeze_initializers:
-            broken = [line for line in broken if "overridable" not in line]
+        before, after = Interface.of(self.original), Interface.of(built.model)
+        may_freeze = self.options.freeze_initializers or before.ir_version < FIRST_WITH_CONSTANTS
+        broken = differences(before, after, before.overridable if may_freeze else ())
         if broken:
             raise InvalidModelError(f"bug: the result breaks the model's interface: {'; '.join(broken)}")
+        self.report.notes += notices(before, after)
 
     def _fill_report(self, built: Built) -> None:
         report = self.report

@@ -62,7 +62,7 @@ class SliceConcatToSpaceToDepth(Rule):
 
 @dataclass(frozen=True)
 class Patch:
-    """A chain of constant Slices to the end over the image axes: source[…, starts₀::steps₀, starts₁::steps₁]."""
+    """A chain of constant Slices over the image axes: source[…, starts₀::steps₀, starts₁::steps₁]."""
 
     source: ir.Value
     starts: tuple[int, ...]
@@ -97,7 +97,7 @@ class Patch:
 
 
 def _bounds(node: ir.Node) -> dict[int, tuple[int, int]] | None:
-    """Axis → (start, step) of a Slice with constant, non-negative starts that runs to the end of each axis."""
+    """Axis → (start, step) of a Slice with constant, non-negative starts that runs to each axis's end."""
     arrays = [g.array(value) for value in node.inputs[1:]]
     if len(arrays) < 4 or any(array is None for array in arrays):
         return None
