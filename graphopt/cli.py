@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
+import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -20,38 +23,84 @@ written); 5 bad data; 130 interrupted."""
 app = typer.Typer(
     help="Optimize ONNX models for ONNX Runtime: verified against the original, never slower, explained.",
     epilog=EXIT_CODES.replace("\n", " "),
-    no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Input = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The model to read; it is never written to.")]
+
+def _flag(*names: str, panel: str | None = None, help: str) -> Any:
+    """An option without a value; its type would only take room in the help."""
+    return typer.Option(*names, help=help, metavar="", rich_help_panel=panel)
+
+
+def _pass_names(incomplete: str) -> Iterable[str]:
+    """Completes the last name of a list of passes."""
+    from graphopt import registry
+
+    done, comma, last = incomplete.rpartition(",")
+    return [f"{done}{comma}{name}" for name in registry.builtin() if name.startswith(last)]
+
+
+def _targets(incomplete: str) -> Iterable[str]:
+    from graphopt.target import TARGETS
+
+    return [name for name in TARGETS if name.startswith(incomplete)]
+
+
+RESULT, EVIDENCE, OUTPUT, DEBUG = "Result", "Verification and measurement", "Output", "Debugging"
+
+Input = Annotated[
+    Path, typer.Argument(metavar="IN.onnx", show_default=False, help="The model to read; never written to.")
+]
 Data = Annotated[
     str | None,
     typer.Option(
+        metavar="SRC",
+        rich_help_panel=EVIDENCE,
         help="Samples: an .npz (one array per input, leading axis = samples), a folder of .npz or of ONNX"
-        " test_data_set_*, or package.module:function yielding dicts. Default: synthetic samples.",
+        " test_data_set_*, or package.module:function yielding dicts. Default: synthetic.",
     ),
 ]
 Shapes = Annotated[
     list[str] | None,
     typer.Option(
-        "--shape", metavar="NAME=1x3x224x224", help="Shape of an input for synthetic samples; repeatable."
+        "--shape",
+        metavar="NAME=1x3",
+        rich_help_panel=EVIDENCE,
+        help="Shape of an input, such as input=1x3x224x224; repeatable.",
     ),
 ]
 Threads = Annotated[
-    int, typer.Option(min=0, help="ONNX Runtime's intra-op threads; 0 is its default, one per core.")
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        rich_help_panel=EVIDENCE,
+        help="ONNX Runtime's threads; 0 is its default, one per core.",
+    ),
 ]
-TargetName = Annotated[str, typer.Option("--target", help="Execution provider: cpu, cuda or tensorrt.")]
-Seed = Annotated[int, typer.Option(help="Seed of the synthetic samples.")]
+TargetName = Annotated[
+    str,
+    typer.Option(
+        "--target", metavar="NAME", autocompletion=_targets, help="Execution provider: cpu, cuda or tensorrt."
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(metavar="N", rich_help_panel=EVIDENCE, help="Seed of the synthetic samples.")
+]
 CustomOps = Annotated[
     list[Path] | None,
     typer.Option("--custom-ops", metavar="LIB.so", help="Library of custom operators; repeatable."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-TimeLimit = Annotated[float, typer.Option(help="Seconds that one call into ONNX Runtime may take.")]
+Json = Annotated[bool, _flag("--json", panel=OUTPUT, help="Print one JSON object instead of text.")]
+Debug = Annotated[bool, _flag("--debug", panel=DEBUG, help="Show tracebacks.")]
+TimeLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="S", rich_help_panel=EVIDENCE, help="Seconds that one call into ONNX Runtime may take."
+    ),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -62,13 +111,18 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print the version."),
     ] = False,
 ) -> None:
     """Optimize ONNX models for ONNX Runtime: verified against the original, never slower, explained."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+        raise typer.Exit(2)
 
 
 @app.command(epilog="Example: graphopt optimize model.onnx out.onnx --data calib.npz --threads 1")
@@ -79,7 +133,12 @@ def optimize(
     ],
     passes: Annotated[
         str | None,
-        typer.Option(help='Passes instead of the default plan: "fold-constants{max-growth=0},fuse-conv-bn".'),
+        typer.Option(
+            metavar="LIST",
+            autocompletion=_pass_names,
+            rich_help_panel=RESULT,
+            help="Instead of the default plan, such as 'fold-constants{max-growth=0},fuse-conv-bn'.",
+        ),
     ] = None,
     target: TargetName = "cpu",
     data: Data = None,
@@ -87,47 +146,85 @@ def optimize(
     seed: Seed = 0,
     threads: Threads = 0,
     keep: Annotated[
-        list[str] | None, typer.Option(metavar="OP|NODE", help="Leave these nodes alone; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="OP|NODE", rich_help_panel=RESULT, help="Leave these nodes alone; repeatable."),
     ] = None,
     freeze_initializers: Annotated[
-        bool, typer.Option("--freeze-initializers", help="Make weights that are also graph inputs constant.")
+        bool,
+        _flag(
+            "--freeze-initializers", panel=RESULT, help="Make weights that are also graph inputs constant."
+        ),
     ] = False,
     external_data: Annotated[
-        bool, typer.Option("--external-data", help="Store weights beside the model; done anyway above 2 GB.")
+        bool,
+        _flag("--external-data", panel=RESULT, help="Store weights beside the model, as is done above 2 GB."),
     ] = False,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Allow OUT to be IN.")] = False,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare with the original.")] = False,
-    no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure latency.")] = False,
+    in_place: Annotated[bool, _flag("--in-place", panel=RESULT, help="Allow OUT to be IN.")] = False,
+    no_verify: Annotated[
+        bool, _flag("--no-verify", panel=EVIDENCE, help="Do not compare with the original.")
+    ] = False,
+    no_measure: Annotated[
+        bool, _flag("--no-measure", panel=EVIDENCE, help="Do not measure latency.")
+    ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Write nothing, exit 4, unless the result is verified.")
+        bool,
+        _flag("--strict", panel=EVIDENCE, help="Write nothing, exit 4, unless the result is verified."),
     ] = False,
     custom_ops: CustomOps = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write the full report as JSON.")
+        Path | None,
+        typer.Option(metavar="FILE.json", rich_help_panel=OUTPUT, help="Write the full report as JSON."),
     ] = None,
     replay: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Repeat the decisions of an earlier report.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", rich_help_panel=RESULT, help="Repeat the decisions of an earlier report."
+        ),
     ] = None,
     verify_each: Annotated[
-        bool, typer.Option("--verify-each", help="Compare with the original after every pass (slow).")
+        bool,
+        _flag("--verify-each", panel=DEBUG, help="Compare with the original after every pass (slow)."),
     ] = False,
     bisect_limit: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Allow only the first N rewrites.")
+        int | None,
+        typer.Option(min=0, metavar="N", rich_help_panel=DEBUG, help="Allow only the first N rewrites."),
     ] = None,
     print_after: Annotated[
-        str | None, typer.Option(metavar="PASS|all", help="Print the graph as text after a pass.")
+        str | None,
+        typer.Option(
+            metavar="PASS",
+            autocompletion=_pass_names,
+            rich_help_panel=DEBUG,
+            help="Print the graph as text after a pass, or after 'all'.",
+        ),
     ] = None,
     dump_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save model and text after every pass that changed it.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", rich_help_panel=DEBUG, help="Save the model after every pass that changed it."
+        ),
     ] = None,
-    time_passes: Annotated[bool, typer.Option("--time-passes", help="Show the time of each pass.")] = False,
+    time_passes: Annotated[
+        bool, _flag("--time-passes", panel=OUTPUT, help="Show the time of each pass.")
+    ] = False,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Show every rule's rewrites, refusals and their reasons.")
+        bool, _flag("--stats", panel=OUTPUT, help="Show every rule's rewrites, refusals and their reasons.")
     ] = False,
     time_limit: TimeLimit = 600.0,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
-    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Show refusals and notes.")] = 0,
+    quiet: Annotated[bool, _flag("-q", "--quiet", panel=OUTPUT, help="Print nothing but errors.")] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            metavar="",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+            help="Show every refusal.",
+        ),
+    ] = 0,
     debug: Debug = False,
 ) -> None:
     """Rewrite a model so that it runs faster, verify it against the original, and say what was done."""
@@ -220,7 +317,7 @@ def bench(
 @app.command(epilog="Example: graphopt inspect model.onnx --layers --shape input=1x3x224x224")
 def inspect(
     source: Input,
-    layers: Annotated[bool, typer.Option("--layers", help="Also list every node.")] = False,
+    layers: Annotated[bool, _flag("--layers", panel=OUTPUT, help="Also list every node.")] = False,
     shape: Shapes = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -236,7 +333,8 @@ def inspect(
 @app.command(epilog="Example: graphopt passes fold-constants")
 def passes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[PASS]", help="Show this pass and its options.")
+        str | None,
+        typer.Argument(metavar="[PASS]", autocompletion=_pass_names, help="Show this pass and its options."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -252,12 +350,14 @@ def passes(
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and a documented exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files and nodes need not be valid in the locale
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output went away: nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = app(prog_name="graphopt", standalone_mode=False)
+        if code == 130:  # typer has caught KeyboardInterrupt
+            raise KeyboardInterrupt
     except BaseException as error:
         if "--debug" in sys.argv and isinstance(error, Exception) and not isinstance(error, TyperException):
             raise
@@ -265,29 +365,33 @@ def main() -> None:
     sys.exit(code)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _explain(error: BaseException) -> int:
     """Print the one line of a failure; returns the exit code."""
     if isinstance(error, SystemExit):
         raise error
-    if isinstance(error, TyperException) and hasattr(error, "show"):
-        error.show()
-        return int(getattr(error, "exit_code", 2))
     text, code = _line(error)
-    typer.echo(f"graphopt: error: {text}", err=True)
+    typer.echo(f"graphopt: error: {' '.join(text.split())}", err=True)
     return code
 
 
 def _line(error: BaseException) -> tuple[str, int]:
     if isinstance(error, GraphoptError):
-        return " ".join(str(error).split()), error.exit_code
+        return str(error), error.exit_code
+    if isinstance(error, TyperException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "graphopt"
+        return f"{error.format_message().rstrip('.')}; '{command} --help' shows the usage", 2
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing was written", 130
+        return "interrupted; an output appears whole or not at all", 130
     if isinstance(error, MemoryError):
         return "out of memory; nothing was written", 1
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
-    kind = type(error).__name__
-    return f"bug in graphopt ({kind}: {' '.join(str(error).split())[:300]}); --debug shows where", 1
+    return f"bug in graphopt ({type(error).__name__}: {str(error)[:300]}); --debug shows where", 1
 
 
 if __name__ == "__main__":
