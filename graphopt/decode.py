@@ -228,8 +228,8 @@ class _Decoder:
             if name in scope:  # an input with a default value, or stated twice: runtimes use the last
                 scope[name].const_value = tensor
             else:
-                type_ = ir.TensorType(tensor.dtype)
-                value = ir.Value(name=name, type=type_, shape=tensor.shape, const_value=tensor)
+                type_, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy(), frozen=True)
+                value = ir.Value(name=name, type=type_, shape=shape, const_value=tensor)
                 if name in infos:
                     self._describe(value, infos)
                     value.meta[DECLARED] = True
@@ -246,12 +246,16 @@ class _Decoder:
         """Resolve a graph's outputs; the same value may be several, and inputs and initializers may be outputs."""
         outputs = [_output(info.name, scope) for info in protos]
         repeated = {value for value, count in Counter(outputs).items() if count > 1}
+        described: set[ir.Value] = set()
         for value, info in zip(outputs, protos, strict=True):
-            if info.name in infos and value.producer() is not None:
+            made = value.producer() is not None
+            if made and info.name in infos:
                 value.meta[DECLARED] = True
-            if value.producer() is not None and value not in repeated and info.type.WhichOneof("value"):
+            describes = made and value not in described and info.type.WhichOneof("value")
+            if describes:
+                described.add(value)
                 self._fill(value, info)
-            else:
+            if not describes or value in repeated:
                 value.meta.setdefault(OUTPUT_INFO, []).append(info)
         return outputs
 

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.decode import DECLARED, LEFTOVERS, OUTPUT_INFO, QUANTIZATION, OpaqueType
+from graphopt.errors import InvalidModelError
 from graphopt.weights import SparseTensor
 from graphopt.wire import LARGE
 
@@ -84,7 +85,7 @@ class _Encoder:
     def _initializer(self, proto: onnx.GraphProto, value: ir.Value) -> None:
         tensor = value.const_value
         if tensor is None:
-            raise ValueError(f"initializer {value.name!r} has no data")
+            raise InvalidModelError(f"initializer {value.name!r} has no data")
         if isinstance(tensor, SparseTensor):
             sparse = proto.sparse_initializer.add()
             self.sparse_tensor(sparse, tensor)
