@@ -58,7 +58,7 @@ def is_deterministic(node: ir.Node, imports: Mapping[str, int], functions: Funct
             is_deterministic(inner, function.opset_imports, functions) for inner in function.all_nodes()
         )
     if g.is_op(node, "Dropout"):
-        return not _trains(node, imports.get("", 1))
+        return not drops(node, imports.get("", 1))
     if g.has_subgraph(node):
         inner_nodes = (inner for graph in g.subgraphs(node) for inner in graph.all_nodes())
         return all(is_deterministic(inner, imports, functions) for inner in inner_nodes)
@@ -82,7 +82,7 @@ def is_deterministic_op(domain: str, op_type: str, version: int) -> bool:
     return bool(said == onnx.defs.OpSchema.NodeDeterminism.Deterministic)
 
 
-def _trains(dropout: ir.Node, version: int) -> bool:
+def drops(dropout: ir.Node, version: int) -> bool:
     """Whether a Dropout may drop anything: an attribute says so until opset 6, an input from opset 12 on."""
     if version < 7:
         return not g.attribute(dropout, "is_test", 0)
