@@ -134,6 +134,8 @@ class _Decoder:
         graph = self.graph(proto.graph, None, "the graph")
         self._sort(graph, "the graph")
         graph.opset_imports.update(_opsets(proto.opset_import))
+        functions = [self.function(function) for function in proto.functions]
+        _refuse_recursion(functions)
         return ir.Model(
             graph,
             ir_version=proto.ir_version,
@@ -142,7 +144,7 @@ class _Decoder:
             domain=proto.domain or None,
             model_version=proto.model_version or None,
             doc_string=proto.doc_string or None,
-            functions=[self.function(function) for function in proto.functions],
+            functions=functions,
             metadata_props=_props(proto.metadata_props),
             device_configurations=tuple(configurations),
         )
@@ -414,6 +416,16 @@ class _Decoder:
         tensor.doc_string = proto.doc_string or None
         tensor.metadata_props = _props(proto.metadata_props) or {}
         return tensor
+
+
+def _refuse_recursion(functions: Sequence[ir.Function]) -> None:
+    """Take away functions that call no other, again and again; what stays calls itself."""
+    known = {function.identifier() for function in functions}
+    calls = {f.identifier(): known & {n.op_identifier() for n in f.all_nodes()} for f in functions}
+    while leaves := {caller for caller, callees in calls.items() if not callees & calls.keys()}:
+        calls = {caller: callees for caller, callees in calls.items() if caller not in leaves}
+    if calls:
+        raise InvalidModelError(f"function {next(iter(calls))[1]!r} calls itself, directly or through others")
 
 
 def decode_type(proto: onnx.TypeProto, where: str) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
