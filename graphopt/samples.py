@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,36 +13,67 @@ from graphopt.values import Value
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.model import Model
     from graphopt.synthetic import Drawer
 
 Sample = dict[str, Value]
+USER_LIMIT = 100
 
 
-@dataclass(frozen=True)
+@dataclass
 class Samples:
     """Samples that are made one at a time, anew on every iteration.
 
     Attributes:
         source: where they come from: a path, a function's name, or ``synthetic``.
         make: starts an iteration.
-        details: more words for reports, such as the shapes.
-        workload_sample: makes the sample to measure latency with; by default the first one.
+        drawer: what draws them, if they are synthetic.
     """
 
     source: str
     make: Callable[[], Iterator[Sample]]
-    details: str = ""
-    workload_sample: Callable[[], Sample] | None = None
+    drawer: Drawer | None = None
 
     @classmethod
-    def from_user(cls, source: str | Path, model: ir.Model, limit: int | None = None) -> Samples:
-        """The user's samples, each checked against the inputs of the model as it is read.
+    def of(
+        cls,
+        model: Model | ir.Model,
+        data: str | Path | None = None,
+        shapes: Sequence[str] = (),
+        seed: int = 0,
+        override: bool = True,
+    ) -> Samples:
+        """The user's samples if there is data, else synthetic ones.
+
+        Args:
+            model: what will be fed.
+            data: see :meth:`from_user`.
+            shapes: ``input=1x3x224x224``, for synthetic samples; an input may come several times.
+            seed: of the synthetic samples.
+            override: synthetic samples may feed other values for overridable initializers; must be False
+                when these are to be frozen.
+
+        Raises:
+            UsageError: there is no such data, or a shape does not fit the model.
+        """
+        import onnx_ir as ir
+
+        graph = model if isinstance(model, ir.Model) else model.ir
+        if data is not None:
+            return cls.from_user(data, graph)
+        from graphopt.synthetic import Drawer, parse_shapes
+
+        return cls.synthetic(Drawer(graph, parse_shapes(shapes), seed, override))
+
+    @classmethod
+    def from_user(cls, source: str | Path, model: ir.Model, limit: int = USER_LIMIT) -> Samples:
+        """The user's first ``limit`` samples, each checked against the model's inputs as it is read.
 
         Args:
             source: an .npz file with one array per input, a folder of such files, ONNX ``test_data_set_*``
                 folders, or ``package.module:function`` that yields dicts.
-            model: the model that will be fed.
-            limit: use the first so many.
+            model: what will be fed.
+            limit: how many samples to use.
 
         Raises:
             UsageError: there is no such file or function.
@@ -61,25 +92,31 @@ class Samples:
         Raises:
             DataError: while iterating, when an input has a type that cannot be drawn.
         """
-        sizes = len(drawer.choices)
-        details = f"seed {drawer.seed}, {sizes} shape{'s' if sizes > 1 else ''}"
-        return cls("synthetic", lambda: map(drawer.draw, range(count)), details, drawer.workload)
+        return cls("synthetic", lambda: map(drawer.draw, range(count)), drawer)
 
     @property
     def is_synthetic(self) -> bool:
         """Whether the samples were drawn rather than given."""
-        return self.source == "synthetic"
+        return self.drawer is not None
 
     def __iter__(self) -> Iterator[Sample]:
         return self.make()
 
+    def fit(self, runs: Callable[[Sample], bool]) -> None:
+        """Let synthetic samples take sizes on which the model runs; call it before they are used."""
+        if self.drawer is not None:
+            self.drawer.runs = runs
+
     def workload(self) -> Sample | None:
-        """The sample to measure latency with; None if there is no sample at all."""
-        return self.workload_sample() if self.workload_sample else next(iter(self), None)
+        """The sample to measure latency with: the first one, or a synthetic one of a size that people run."""
+        return self.drawer.workload() if self.drawer is not None else next(iter(self), None)
 
     def describe(self, count: int) -> str:
         """How reports name ``count`` of these samples, such as ``8 synthetic samples (seed 0, 3 shapes)``."""
         noun = "sample" if count == 1 else "samples"
-        if self.is_synthetic:
-            return f"{count} synthetic {noun} ({self.details})"
-        return f"{count} {noun} of {self.source}"
+        if self.drawer is None:
+            return f"{count} {noun} of {self.source}"
+        shapes = len(self.drawer.choices)
+        return (
+            f"{count} synthetic {noun} (seed {self.drawer.seed}, {shapes} shape{'s' if shapes > 1 else ''})"
+        )

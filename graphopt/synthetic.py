@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,25 +48,28 @@ class Drawer:
 
     Args:
         model: the model; only its inputs, structure and small constants are looked at.
-        runs: whether the original runs on a sample; without it sizes are guessed and not tried.
         shapes: workloads that the user asked for, see :func:`parse_shapes`.
         seed: the same seed gives the same samples.
         override: also perturb overridable initializers in some samples.
+        runs: whether the original runs on a sample; without it sizes are guessed and not tried.
     """
 
     model: ir.Model
-    runs: Callable[[dict[str, Value]], bool] | None = None
     shapes: Sequence[Shapes] = ()
     seed: int = 0
     override: bool = True
-    choices: list[tuple[list[InputSpec], Choice]] = field(init=False)
+    runs: Callable[[dict[str, Value]], bool] | None = None
 
     def __post_init__(self) -> None:
         specs = list(inputs_of(self.model))
         self._hints = hints_of(self.model)
         self._mentioned = mentioned_sizes(self.model)
         self._workloads = [_with_shapes(specs, shapes) for shapes in self.shapes] or [specs]
-        self.choices = [found for specs in self._workloads for found in self._sizes(specs)]
+
+    @cached_property
+    def choices(self) -> list[tuple[list[InputSpec], Choice]]:
+        """The inputs and sizes that samples take turns with; found at the first use."""
+        return [(specs, choice) for specs in self._workloads for choice in self._choices(specs)]
 
     def draw(self, index: int) -> dict[str, Value]:
         """Sample ``index``."""
@@ -76,9 +80,6 @@ class Drawer:
         """One sample to measure latency with: the user's first shape, or sizes that people run."""
         specs = self._workloads[0]
         return self._draw(specs, self._choices(specs, workload=True)[0], 0)
-
-    def _sizes(self, specs: list[InputSpec]) -> list[tuple[list[InputSpec], Choice]]:
-        return [(specs, choice) for choice in self._choices(specs)]
 
     def _choices(self, specs: list[InputSpec], workload: bool = False) -> list[Choice]:
         required = [spec for spec in specs if spec.default is None]

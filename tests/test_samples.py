@@ -170,7 +170,7 @@ def test_large_stacks_are_read_a_sample_at_a_time(tmp_path):
 
 
 def _draw(proto, runs=None, count=8, **options):
-    return list(Samples.synthetic(Drawer(ir.from_proto(proto), runs, **options), count))
+    return list(Samples.synthetic(Drawer(ir.from_proto(proto), runs=runs, **options), count))
 
 
 def test_the_same_seed_gives_the_same_samples():
@@ -299,6 +299,6 @@ def test_samples_say_what_they_are(tmp_path):
 
 def test_the_workload_is_larger_than_the_samples(worker):
     model = _image_model()
-    samples = Samples.synthetic(Drawer(ir.from_proto(model), _runner(worker, model)))
+    samples = Samples.synthetic(Drawer(ir.from_proto(model), runs=_runner(worker, model)))
     assert samples.workload()["x"].shape == (1, 3, 224, 224)
     assert next(iter(samples))["x"].shape == (1, 3, 32, 32)
