@@ -101,6 +101,7 @@ class Run:
             del value.graph.initializers[value.name or ""]
 
 
+@dataclass(frozen=True)
 class Pass(ABC):
     """One idea that changes a model. Subclasses are frozen dataclasses whose fields are the options.
 
@@ -123,7 +124,7 @@ class Pass(ABC):
         """The pass as the command line spells it: ``fold-constants{max-growth=0}``; defaults are left out."""
         given = [
             f"{f.name.replace('_', '-')}={_spell(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            for f in dataclasses.fields(self)
             if getattr(self, f.name) != f.default
         ]
         return f"{self.name}{{{','.join(given)}}}" if given else self.name
