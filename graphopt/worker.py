@@ -83,6 +83,10 @@ class Worker:
         self._kill()
         self._cleanup()
 
+    def fresh(self) -> Worker:
+        """Another worker with the same limits, whose process has run nothing yet."""
+        return Worker(self._memory_limit, self._time_limit, self._custom_ops)
+
     def providers(self) -> list[str]:
         """The execution providers that the installed ONNX Runtime offers."""
         return list(self._call("providers"))

@@ -1,0 +1,80 @@
+"""Measurement: what the numbers say when the truth is known; no test depends on how fast the machine is."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from graphopt.measure import Comparison, Cost, compare, describe, judge
+from graphopt.values import Tensor
+from graphopt.worker import Worker
+
+
+def _times(factor, rounds=200, seed=0):
+    """Seconds of two models on a machine whose speed wanders by half and that stalls now and then."""
+    rng = np.random.default_rng(seed)
+    speed = 1 + 0.5 * np.sin(np.arange(rounds) / 9)
+    stalls = 1 + 20 * (rng.random((2, rounds)) < 0.03)
+    jitter = rng.lognormal(0, 0.1, (2, rounds))
+    return 1e-3 * speed * jitter[0] * stalls[0], 1e-3 / factor * speed * jitter[1] * stalls[1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_alone_is_no_difference(seed):
+    ratio, noise, verdict = judge(*_times(1.0, seed=seed))
+    assert verdict == "same"
+    assert abs(ratio - 1) < 0.1
+    assert noise > 0
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.3, "faster"), (0.8, "slower"), (1.01, "same")])
+def test_a_difference_beyond_noise_is_seen(factor, verdict):
+    ratio, noise, found = judge(*_times(factor))
+    assert found == verdict
+    assert abs(ratio - factor) < 3 * noise
+
+
+def test_three_rounds_of_an_unclear_difference_decide_nothing():
+    assert judge([1.0, 1.3, 0.9], [1.1, 1.0, 1.0])[2] == "same"
+
+
+def _matmuls(path, count, size=96):
+    """A chain of ``count`` products, the work growing with it."""
+    weight = numpy_helper.from_array(np.eye(size, dtype=np.float32), "w")
+    nodes = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in range(count)]
+    ports = [helper.make_tensor_value_info(name, 1, [size, size]) for name in ("x0", f"x{count}")]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+SAMPLE = {"x0": Tensor.of(np.ones((96, 96), np.float32))}
+
+
+def test_a_model_of_twenty_times_the_work_is_slower(tmp_path):
+    small, large = _matmuls(tmp_path / "a.onnx", 2), _matmuls(tmp_path / "b.onnx", 40)
+    with Worker() as worker:
+        found = compare(small, large, SAMPLE, worker=worker, threads=1, budget_s=0.5)
+    assert found.verdict == "slower"
+    assert found.rounds >= 3
+    assert found.before.low_ms <= found.before_ms <= found.before.high_ms
+    assert found.after.load_s > 0
+
+
+def test_peak_memory_counts_the_weights(tmp_path):
+    model = _matmuls(tmp_path / "a.onnx", 1, size=2000)
+    feeds = {"x0": Tensor.of(np.ones((2000, 2000), np.float32))}
+    with Worker() as worker:
+        found = compare(model, model, feeds, worker=worker, threads=1, budget_s=0, memory=True)
+    assert min(found.before.peak_bytes, found.after.peak_bytes) > 3 * 2000 * 2000 * 4
+
+
+def test_the_summary_says_ratio_noise_and_workload():
+    cost = Cost.of([0.001, 0.002, 0.003], 0.5)
+    found = Comparison(cost, cost, 1.0, 0.05, "same", 3, describe(SAMPLE), 2, "cpu")
+    assert found.summary() == "2 ms → 2 ms, 1.00x ± 0.05 (same) at x0 96x96, 2 threads, cpu"
+
+
+def test_samples_are_described_by_their_shapes():
+    sample = {"s": [], "t": Tensor.of(np.float32(1)), "o": None}
+    assert describe(sample) == "s of 0, t scalar, o empty"
