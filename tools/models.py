@@ -54,6 +54,11 @@ class Recipe:
     exporter: str | None = None
     seed: int | None = None
 
+    @property
+    def is_verbatim(self) -> bool:
+        """Whether the model is the package's file as it is, whose checksum is recorded."""
+        return self.package is not None and self.exporter is None and self.seed is None
+
 
 @cache
 def recipes() -> dict[str, Recipe]:

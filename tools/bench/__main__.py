@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tools import models
-from tools.bench import contestants, peers
+from tools.bench import contestants, peers, tables
 
 
 def main() -> None:
@@ -28,18 +28,18 @@ def main() -> None:
         "--latency", type=float, default=2, metavar="SECONDS", help="time for measuring latency"
     )
     compare.add_argument("--json", type=Path, default=Path("peers.json"), metavar="FILE")
-    run_peers(compare, parser.parse_args())
+    run_peers(parser.parse_args())
 
 
-def run_peers(_: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def run_peers(options: argparse.Namespace) -> None:
     """Compare model by model; the JSON file grows as the comparison goes on."""
     plan = peers.Plan(options.tools, options.peers_python, options.repeat, options.limit, options.latency)
-    comparisons: dict[str, dict[str, peers.Entry]] = {}
+    comparisons: peers.Comparisons = {}
     for name in options.models:
         print(name, file=sys.stderr)
         comparisons[name] = peers.compare(name, plan)
         peers.save(comparisons, options.json)
-    print(peers.table(comparisons))
+    print(tables.full(comparisons), tables.targets(comparisons), tables.medians(comparisons), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from tools.bench.process import Usage, measure
 
 SEEDS = [0, 1]
 
+Comparisons = dict[str, "dict[str, Entry]"]  # by model, then by tool
+
 
 @dataclass
 class Entry:
@@ -64,7 +66,9 @@ def compare(name: str, plan: Plan) -> dict[str, Entry]:
         for tool, entry in entries.items():
             if not entry.why:
                 judge(entry, {**request, "original": str(source), "result": str(results[tool])})
-        files = {tool: str(results[tool]) for tool, entry in entries.items() if entry.valid}
+        files = {
+            tool: str(results[tool]) for tool, entry in entries.items() if entry.valid or tool == "original"
+        }
         time_runs(entries, {**request, "files": files, "seconds": plan.latency_s, "rounds": 5})
     return entries
 
@@ -121,38 +125,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def best(entries: dict[str, Entry]) -> str | None:
-    """The peer whose valid result has the fewest nodes; of two alike, the faster."""
-    valid = [tool for tool, entry in entries.items() if tool in contestants.PEERS and entry.valid]
-    return min(valid, key=lambda tool: (entries[tool].nodes, entries[tool].seconds), default=None)
-
-
-def table(comparisons: dict[str, dict[str, Entry]]) -> str:
-    """Markdown table of all comparisons."""
-    head = "| model | tool | nodes | size MB | wall s | peak MB | latency ratio | valid |"
-    rule = "|-|-|-:|-:|-:|-:|-:|-|"
-    rows = [
-        row(name, tool, entry) for name, by_tool in comparisons.items() for tool, entry in by_tool.items()
-    ]
-    return "\n".join([head, rule, *rows])
-
-
-def row(name: str, tool: str, entry: Entry) -> str:
-    """One line of the table."""
-    cells = [
-        name,
-        tool,
-        "–" if entry.nodes is None else str(entry.nodes),
-        "–" if entry.bytes is None else f"{entry.bytes / 1e6:.2f}",
-        f"{entry.seconds:.2f}" if entry.seconds else "–",
-        f"{entry.peak_bytes / 1e6:.0f}" if entry.peak_bytes else "–",
-        f"{entry.latency_ratio:.2f}" if entry.latency_ratio else "–",
-        "yes" if entry.valid else f"no: {entry.why}".replace("|", "\\|"),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def save(comparisons: dict[str, dict[str, Entry]], file: Path) -> None:
+def save(comparisons: Comparisons, file: Path) -> None:
     """Write everything that was measured as JSON."""
     plain = {
         name: {tool: asdict(entry) for tool, entry in tools.items()} for name, tools in comparisons.items()
