@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import registry
-from graphopt.errors import InvalidModelError, ParityError, UsageError
+from graphopt.errors import InvalidModelError, ParityError, UsageError, WorkerError
 from graphopt.journal import Journal, Rewrite
 from graphopt.legacy import FIRST_WITH_CONSTANTS
 from graphopt.model import Model
@@ -219,7 +219,9 @@ class Compiler:
     def _verify_step(self, step: Pass, model: Model, run: Run, changed: bool) -> None:
         if not changed:
             return
-        verdict = self._check(Built(model, run.journal))
+        trial = Built(model, run.journal)
+        verdict = self._check(trial)
+        _discard(trial)
         if not verdict.ok:
             raise ParityError(f"pass '{step.name}' breaks parity: {verdict.reason}")
 
@@ -229,7 +231,8 @@ class Compiler:
         from graphopt.samples import Samples
 
         options = self.options
-        return Samples.of(self.original, options.data, options.shapes, options.seed)
+        override = not options.freeze_initializers
+        return Samples.of(self.original, options.data, options.shapes, options.seed, override)
 
     def _verifier(self) -> Verifier:
         from graphopt.verify import Verifier
@@ -269,17 +272,25 @@ class Compiler:
         """Bisect over the number of rewrites for the first that breaks parity."""
         self.options.progress("bisecting")
         _discard(built)
-        verdicts: dict[int, Verdict] = {}
 
-        def fails(count: int) -> bool:
+        def failure(count: int) -> str:
             trial = self._build(limit=count)
-            verdicts[count] = self._check(trial)
-            _discard(trial)
-            return not verdicts[count].ok
+            try:
+                return self._failure(trial)
+            finally:
+                _discard(trial)
 
-        guilty = first_failure(len(built.journal.rewrites), fails)
-        why = verdicts[guilty].reason if guilty in verdicts else "found by elimination"
-        self.left_out.append(LeftOut(built.journal.rewrites[guilty - 1], f"breaks parity: {why}"))
+        guilty = first_failure(len(built.journal.rewrites), lambda count: bool(failure(count)))
+        reason = f"breaks parity: {failure(guilty)}"
+        self.left_out.append(LeftOut(built.journal.rewrites[guilty - 1], reason))
+
+    def _failure(self, trial: Built) -> str:
+        """Why a candidate fails and the first tensor that diverges; empty when it passes."""
+        verdict = self._check(trial)
+        if verdict.ok:
+            return ""
+        first = self._verifier().first_divergence(self._stage(trial).path, verdict)
+        return f"{verdict.reason}{f'; first diverging tensor: {first}' if first else ''}"
 
     # Measuring.
 
@@ -288,7 +299,11 @@ class Compiler:
         if not built.journal.rewrites or not self._runnable():
             return built
         self.options.progress("measuring")
-        comparison = self._compare(self.original_path, built)
+        try:
+            comparison = self._compare(self.original_path, built)
+        except WorkerError as error:
+            self.report.notes.append(f"not measured: {error}")
+            return built
         if comparison.verdict != "slower":
             return self._keep(built, comparison)
         for rule, _ in built.journal.counts().most_common():
@@ -318,6 +333,7 @@ class Compiler:
             target=self.target,
             threads=self.options.threads,
             worker=self.worker,
+            memory=True,
         )
 
     def _keep(self, built: Built, comparison: Comparison) -> Built:
