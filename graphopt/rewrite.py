@@ -63,6 +63,7 @@ class Op(Pattern):
     domain: str = ""
     commutative: bool = False
     node_name: str | None = None
+    more: bool = False
 
     def match(self, value: ir.Value | None, match: Match) -> bool:
         """Match an inner value: the node that makes it, and that nothing else needs it."""
@@ -76,9 +77,9 @@ class Op(Pattern):
         """Match a node and, below it, its inputs in any order that the operator allows."""
         if node.op_type not in self.op_types or (node.domain or "") != self.domain:
             return False
-        if len(node.inputs) > len(self.inputs):
+        if len(node.inputs) > len(self.inputs) and not self.more:
             return False
-        given = [*node.inputs, *[None] * (len(self.inputs) - len(node.inputs))]
+        given = [*node.inputs, *[None] * len(self.inputs)][: len(self.inputs)]
         return any(self._match_inputs(order, node, match) for order in self._orders(given))
 
     def _orders(self, given: list[ir.Value | None]) -> Iterator[list[ir.Value | None]]:
@@ -102,6 +103,7 @@ def op(
     node: str | None = None,
     domain: str = "",
     commutative: bool = False,
+    more: bool = False,
 ) -> Op:
     """An operator pattern.
 
@@ -112,9 +114,10 @@ def op(
         node: binds the node itself; by default under its (first) operator type.
         domain: the operator's domain; empty for the ONNX default.
         commutative: also try the inputs in reverse order.
+        more: further inputs may follow, whatever they are.
     """
     types = (op_types,) if isinstance(op_types, str) else tuple(op_types)
-    return Op(name, False, False, types, inputs, domain, commutative, node)
+    return Op(name, False, False, types, inputs, domain, commutative, node, more)
 
 
 def any_(name: str) -> Pattern:
