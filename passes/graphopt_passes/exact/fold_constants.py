@@ -18,7 +18,7 @@ from graphopt.pipeline import Pass, Run
 from graphopt.values import Tensor, Value
 from graphopt_passes.exact.constant_cone import Cone, Scope, foldable, frontier, is_stored, scopes, to_ir
 from graphopt_passes.exact.eliminate_dead_code import called_functions, drop_uncalled, remove_dead
-from graphopt_passes.exact.growth import Plan, affordable, tensor_bytes
+from graphopt_passes.exact.growth import Plan, affordable, header_bytes, tensor_bytes
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -28,6 +28,7 @@ _NAME = "fold-constants"
 _FAILED = "ONNX Runtime cannot compute it: "
 _LARGE = 64 << 20  # bytes of a value from which on it must not be twice as large as what it is made from
 _WIDENED = 256  # bytes up to which a constant may be stored in a wider type
+_NODE = 24  # bytes of a Constant node without its name and tensor
 # Their values are no tensors, so they fold only together with what turns them into tensors again.
 _SEQUENCES = (
     "ConcatFromSequence",
@@ -108,15 +109,13 @@ class _Folding:
 
     def _must_wait(self, node: ir.Node, left_out: set[ir.Node | None]) -> bool:
         inputs = [value for value in node.inputs if value is not None]
-        if any(value.producer() in left_out for value in inputs):
+        if g.label(node) in self._failed or any(value.producer() in left_out for value in inputs):
             return True
         unsized = any(self._size(value) is None for value in node.outputs if value.name)
         return unsized and not g.is_op(node, *_SEQUENCES) and not all(map(is_stored, inputs))
 
     def _too_large(self, node: ir.Node) -> str | None:
-        """Why a node is not even evaluated; that includes what failed in an earlier round of the pipeline."""
-        if g.label(node) in self._failed:
-            return f"{_FAILED}it failed before"
+        """Why a node is not even evaluated."""
         made = sum(self._size(value) or 0 for value in node.outputs)
         given = sum(self._size(value) or 0 for value in node.inputs if value is not None)
         if made > max(_LARGE, 2 * given):
@@ -127,6 +126,7 @@ class _Folding:
 
     @cached_property
     def _failed(self) -> set[str]:
+        """What failed in an earlier round of the pipeline and is not tried again."""
         refusals = self.run.journal.refusals
         return {r.where for r in refusals if r.rule == _NAME and r.reason.startswith(_FAILED)}
 
@@ -146,9 +146,15 @@ class _Folding:
             bits *= dim
         return -(-bits // 8)
 
+    def _header(self, value: ir.Value) -> int:
+        """The bytes that storing a value takes besides its data; in a function a node goes with it."""
+        node = 0 if self.scope.graph is self.model.ir.graph else _NODE
+        return node + header_bytes(value.name or "", self._shapes.rank(value) or 0)
+
     def _afford(self, nodes: list[ir.Node], actual: dict[ir.Value, int]) -> Plan:
         """What fits into the budget, by the sizes that are known so far."""
-        sizes = {v: actual.get(v, self._size(v) or 0) for node in nodes for v in node.outputs}
+        values = [value for node in nodes for value in node.outputs]
+        sizes = {v: actual.get(v, self._size(v) or 0) + self._header(v) for v in values}
         plan = affordable(nodes, sizes, self.max_growth - self.run.journal.growth[_NAME])
         for node, growth in plan.refused.items():
             self._refuse(node, f"the file would grow by {growth:,} bytes (max-growth {self.max_growth:,})")
@@ -217,7 +223,7 @@ class _Folding:
             graph.insert_before(node, [constant])
             new = constant.outputs[0]
         g.inherit(value, new)
-        if not new.is_graph_output() or new.shape is None:  # a graph output keeps what it declares
+        if not new.is_graph_output():  # a graph output keeps what it declares
             new.type, new.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         if new.producer() is None:
             graph.register_initializer(new)

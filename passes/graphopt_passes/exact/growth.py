@@ -12,7 +12,6 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt_passes.exact.constant_cone import frontier, is_stored
 
-_HEADER = 16  # bytes of a stored tensor besides its name and data: field tags, lengths, dims, type
 # Smaller constants do not tie values to one decision: hundreds of nodes share a 0 or a 1.
 _SMALL = 64
 
@@ -44,7 +43,7 @@ def affordable(nodes: list[ir.Node], sizes: Mapping[ir.Value, int], budget: int)
 
     Args:
         nodes: nodes that depend on constants only, in the order of the model.
-        sizes: bytes of the values that they make.
+        sizes: bytes of the values that they make, once stored.
         budget: bytes that may be added, all groups together.
     """
     plan = Plan()
@@ -57,7 +56,7 @@ def affordable(nodes: list[ir.Node], sizes: Mapping[ir.Value, int], budget: int)
             plan.groups.append(group)
             plan.growth += growth
             continue
-        largest = max(frontier(group), key=lambda value: sizes.get(value, 0)).producer()
+        largest = max(frontier(group), key=sizes.__getitem__).producer()
         assert largest is not None
         plan.refused[largest] = growth
         for part in _groups([node for node in group if node is not largest]):
@@ -73,7 +72,7 @@ def _ranked(
 
 def _growth(group: list[ir.Node], sizes: Mapping[ir.Value, int]) -> int:
     inside = _with_subgraphs(group)
-    added = sum(sizes.get(value, 0) + len(value.name or "") + _HEADER for value in frontier(group))
+    added = sum(sizes[value] for value in frontier(group))
     freed = {value for node in group for value in _inputs(node) if _is_freed(value, inside)}
     return added - sum(map(_node_bytes, group)) - sum(map(_constant_bytes, freed))
 
@@ -101,7 +100,12 @@ def _node_bytes(node: ir.Node) -> int:
 def _constant_bytes(value: ir.Value) -> int:
     tensor = g.constant(value)
     assert tensor is not None
-    return tensor_bytes(tensor) + len(value.name or "") + _HEADER
+    return tensor_bytes(tensor) + header_bytes(value.name or "", len(tensor.shape))
+
+
+def header_bytes(name: str, rank: int) -> int:
+    """The bytes that an initializer takes besides its data: tags, lengths, type, dims and name."""
+    return 10 + 2 * rank + len(name.encode())
 
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> int:
