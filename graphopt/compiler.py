@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from graphopt.observers import FingerprintCheck, dump, print_after
 from graphopt.pipeline import Observer, Pass, Pipeline, Run
 from graphopt.report import LeftOut, Report, Stats, decisions
 from graphopt.search import first_failure
-from graphopt.target import Target
+from graphopt.target import CPU, Target
 from graphopt.worker import Worker
 
 if TYPE_CHECKING:
@@ -234,14 +235,11 @@ class Compiler:
         override = not options.freeze_initializers
         return Samples.of(self.original, options.data, options.shapes, options.seed, override)
 
+    @cached_property
     def _verifier(self) -> Verifier:
         from graphopt.verify import Verifier
 
-        if not hasattr(self, "_cached_verifier"):
-            self._cached_verifier = Verifier(
-                self.worker, self.original_path, self._samples(), self.target, self.options.threads
-            )
-        return self._cached_verifier
+        return Verifier(self.worker, self.original_path, self._samples(), self._here, self.options.threads)
 
     def _stage(self, built: Built) -> Staged:
         if built.staged is None:
@@ -251,7 +249,7 @@ class Compiler:
         return built.staged
 
     def _check(self, built: Built) -> Verdict:
-        return self._verifier().check(self._stage(built).path)
+        return self._verifier.check(self._stage(built).path)
 
     def _settle(self, built: Built) -> Built:
         """Leave out guilty rewrites one by one, until what is left is verified."""
@@ -289,7 +287,7 @@ class Compiler:
         verdict = self._check(trial)
         if verdict.ok:
             return ""
-        first = self._verifier().first_divergence(self._stage(trial).path, verdict)
+        first = self._verifier.first_divergence(self._stage(trial).path, verdict)
         return f"{verdict.reason}{f'; first diverging tensor: {first}' if first else ''}"
 
     # Measuring.
@@ -317,7 +315,19 @@ class Compiler:
         return self._give_up(built, comparison)
 
     def _runnable(self) -> bool:
-        return self._verifier().runnable
+        """Whether the original can be measured: ONNX Runtime runs it, and has the target's provider here."""
+        return self._here == self.target and self._verifier.runnable
+
+    @cached_property
+    def _here(self) -> Target:
+        """Where candidates run on this machine: the target, or the CPU when its provider is not there."""
+        provider = self.target.providers[0]
+        if provider in self.worker.providers():
+            return self.target
+        self.report.notes.append(
+            f"{provider} is not available here: run on the CPU instead, and not measured"
+        )
+        return CPU
 
     def _verified_again(self, trial: Built) -> bool:
         return not self.options.verify or self._check(trial).ok
@@ -325,7 +335,7 @@ class Compiler:
     def _compare(self, before: Path, built: Built) -> Comparison:
         from graphopt.measure import compare
 
-        sample = self._verifier().workload()
+        sample = self._verifier.workload()
         return compare(
             before,
             self._stage(built).path,
