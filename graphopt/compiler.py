@@ -390,7 +390,8 @@ class Compiler:
 
         before, after = Interface.of(self.original), Interface.of(built.model)
         may_freeze = self.options.freeze_initializers or before.ir_version < FIRST_WITH_CONSTANTS
-        broken = differences(before, after, before.overridable if may_freeze else ())
+        frozen = before.overridable - {port.name for port in after.inputs}
+        broken = differences(before, after, frozen if may_freeze else ())
         if broken:
             raise InvalidModelError(f"bug: the result breaks the model's interface: {'; '.join(broken)}")
         self.report.notes += notices(before, after)
