@@ -121,7 +121,6 @@ def test_a_widening_cast_of_a_weight_is_kept_until_growth_is_allowed(worker: Wor
 
 
 def transposed_weight(*more: onnx.NodeProto) -> onnx.ModelProto:
-    outputs = ["y", *(node.output[0] for node in more)]
     return graph_of(
         [
             helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
