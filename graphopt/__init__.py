@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from graphopt import _lazy as _lazy
 
 if TYPE_CHECKING:
+    from graphopt.compiler import Result, optimize
     from graphopt.errors import GraphoptError
     from graphopt.model import Model
-    from graphopt.compiler import Result, optimize
     from graphopt.pipeline import Pass, Pipeline
     from graphopt.report import Report
     from graphopt.rewrite import Rule, rule

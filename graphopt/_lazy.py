@@ -1,20 +1,19 @@
 """Defers the import of sympy, which onnx-ir needs only for arithmetic on symbolic dims (0.25 s of 0.35 s).
 
-onnx-ir imports sympy at its top and reads it once, for a table in ``_symbolic_shapes``. Both modules are given
-the standard library's lazy loader: they are executed at the first attribute that anybody reads.
+onnx-ir imports sympy at its top and reads it once, for a table in ``_symbolic_shapes``. Both modules are
+given the standard library's lazy loader: they are executed at the first attribute that anybody reads.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import LazyLoader
 from types import ModuleType
 
 
-class _LazyFinder(MetaPathFinder):
+class _LazyFinder:
     """Finds the named modules as usual, once each, and wraps their loaders in LazyLoader."""
 
     def __init__(self, names: set[str]) -> None:

@@ -1,7 +1,7 @@
 """A copy of an onnx-ir model that shares its tensors and nothing else.
 
-onnx-ir's own clone shares type objects, so that a dtype set on the copy changes the original, and refuses graphs
-whose nodes are not sorted.
+onnx-ir's own clone shares type objects, so that a dtype set on the copy changes the original, and refuses
+graphs whose nodes are not sorted.
 """
 
 from __future__ import annotations

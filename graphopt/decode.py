@@ -1,8 +1,8 @@
 """ONNX protobuf → onnx-ir, without loss.
 
 onnx-ir's own reader drops sparse initializers, refuses map types and sparse attributes, writes the type of an
-output over that of the input that it returns, and accepts models in which a value is not defined. This one keeps
-what the protobuf says, and refuses a model that no runtime could run.
+output over that of the input that it returns, and accepts models in which a value is not defined. This one
+keeps what the protobuf says, and refuses a model that no runtime could run.
 """
 
 from __future__ import annotations
@@ -15,45 +15,39 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import InvalidModelError, UnsupportedModelError
-from graphopt.weights import DataFiles, LeafTensor, MappedFile, MappedTensor, MemoryFile, SparseTensor
-from graphopt.weights import claimed_bytes
+from graphopt.tensorproto import TensorReader, props
+from graphopt.typeproto import decode_type
+from graphopt.validity import check_recursion, check_versions
+from graphopt.weights import DataFiles, MappedFile, MemoryFile
 
 DECLARED = "graphopt.value_info"
 """Key in a value's meta: the model has value_info for it although it is an initializer, input or output."""
 OUTPUT_INFO = "graphopt.output"
-"""Key in a value's meta: what each output of the graph says of a value that is described elsewhere, a list."""
+"""Key in a value's meta: what the graph's outputs say of a value that is described elsewhere, a list."""
 LEFTOVERS = "graphopt.leftovers"
 """Key in a graph's meta: a GraphProto of the annotations that belong to no value of the graph."""
 QUANTIZATION = "quant_parameter_tensor_names"
 """onnx-ir's key in a value's meta for its quantization_annotation."""
 
-_Kind = onnx.AttributeProto
-_FIELDS_OF_TYPE = {  # where the values of a tensor may be when not in raw_data, and elements per entry
-    "float_data": 4,
-    "int32_data": 4,
-    "int64_data": 8,
-    "double_data": 8,
-    "uint64_data": 8,
+ATTRIBUTE_FIELDS: dict[ir.AttributeType, str] = {
+    ir.AttributeType.FLOAT: "f",
+    ir.AttributeType.INT: "i",
+    ir.AttributeType.STRING: "s",
+    ir.AttributeType.TENSOR: "t",
+    ir.AttributeType.GRAPH: "g",
+    ir.AttributeType.SPARSE_TENSOR: "sparse_tensor",
+    ir.AttributeType.TYPE_PROTO: "tp",
+    ir.AttributeType.FLOATS: "floats",
+    ir.AttributeType.INTS: "ints",
+    ir.AttributeType.STRINGS: "strings",
+    ir.AttributeType.TENSORS: "tensors",
+    ir.AttributeType.GRAPHS: "graphs",
+    ir.AttributeType.SPARSE_TENSORS: "sparse_tensors",
+    ir.AttributeType.TYPE_PROTOS: "type_protos",
 }
-
-
-class OpaqueType(ir.TypeProtocol):
-    """A type that onnx-ir cannot express (maps, opaque types), kept as its protobuf."""
-
-    def __init__(self, proto: onnx.TypeProto) -> None:
-        self.proto = proto
-        self.denotation: str | None = proto.denotation or None
-        self.dtype = ir.DataType.UNDEFINED
-        self.elem_type = ir.DataType.UNDEFINED
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OpaqueType) and self.proto == other.proto
-
-    def __hash__(self) -> int:
-        return hash(self.proto.SerializeToString(deterministic=True))
-
-    def __repr__(self) -> str:
-        return f"OpaqueType({self.proto.WhichOneof('value')})"
+"""The field of AttributeProto that holds a value of the type."""
+PLAIN = frozenset({"f", "i", "floats", "ints"})
+REPEATED = frozenset({"floats", "ints", "strings", "tensors", "graphs", "sparse_tensors", "type_protos"})
 
 
 def decode_model(
@@ -73,33 +67,8 @@ def decode_model(
         UnsupportedModelError: the IR version or opset is newer than the installed onnx, or the model carries
             training information.
     """
-    _check_versions(proto)
+    check_versions(proto)
     return _Decoder(source, self_location, data_files).model(proto)
-
-
-def _check_versions(proto: onnx.ModelProto) -> None:
-    if proto.ir_version < 1:
-        raise InvalidModelError("not an ONNX model: it states no IR version")
-    if proto.ir_version > onnx.IR_VERSION:
-        raise UnsupportedModelError(
-            f"IR version {proto.ir_version} is newer than the installed onnx ({onnx.IR_VERSION}); upgrade onnx"
-        )
-    if not proto.HasField("graph"):
-        raise InvalidModelError("not an ONNX model: it has no graph")
-    if proto.training_info:
-        raise UnsupportedModelError(
-            "the model carries training_info, which refers to the graph by name; remove it first"
-        )
-    if not proto.opset_import and proto.ir_version >= 3:
-        raise InvalidModelError("the model imports no opset; state one in opset_import")
-    latest = onnx.defs.onnx_opset_version()
-    for opset in proto.opset_import:
-        if opset.version < 1:
-            raise InvalidModelError(f"opset {opset.version} of domain {opset.domain!r} does not exist")
-        if opset.domain in ("", "ai.onnx") and opset.version > latest:
-            raise UnsupportedModelError(
-                f"opset {opset.version} is newer than the installed onnx ({latest}); upgrade onnx"
-            )
 
 
 class _Scope(dict[str, ir.Value]):
@@ -122,9 +91,7 @@ class _Scope(dict[str, ir.Value]):
 
 class _Decoder:
     def __init__(self, source: MappedFile | MemoryFile, self_location: str, data_files: DataFiles) -> None:
-        self._source = source
-        self._self_location = self_location
-        self._data_files = data_files
+        self._tensors = TensorReader(source, self_location, data_files)
         self._configurations: dict[str, ir.ModelConfiguration] = {}
         self._unsorted: str | None = None  # a value that is read before its node comes
 
@@ -135,7 +102,7 @@ class _Decoder:
         self._sort(graph, "the graph")
         graph.opset_imports.update(_opsets(proto.opset_import))
         functions = [self.function(function) for function in proto.functions]
-        _refuse_recursion(functions)
+        check_recursion(functions)
         return ir.Model(
             graph,
             ir_version=proto.ir_version,
@@ -145,7 +112,7 @@ class _Decoder:
             model_version=proto.model_version or None,
             doc_string=proto.doc_string or None,
             functions=functions,
-            metadata_props=_props(proto.metadata_props),
+            metadata_props=props(proto.metadata_props) or None,
             device_configurations=tuple(configurations),
         )
 
@@ -175,7 +142,7 @@ class _Decoder:
             name=proto.name,
             doc_string=proto.doc_string or None,
             opset_imports=_opsets(proto.opset_import),
-            metadata_props=_props(proto.metadata_props),
+            metadata_props=props(proto.metadata_props) or None,
         )
         self._sort(graph, where)
         attributes = [self.attribute(attribute, None, where) for attribute in proto.attribute_proto]
@@ -199,17 +166,17 @@ class _Decoder:
             initializers=initializers,
             doc_string=proto.doc_string or None,
             name=proto.name or None,
-            metadata_props=_props(proto.metadata_props),
+            metadata_props=props(proto.metadata_props) or None,
         )
         self._annotate(proto, graph, scope)
         return graph
 
     def _annotate(self, proto: onnx.GraphProto, graph: ir.Graph, scope: _Scope) -> None:
-        """Attach quantization annotations to their values; keep what names none, such as a function's value."""
+        """Attach quantization annotations to their values; keep those of other names, as a function's."""
         leftovers = onnx.GraphProto()
         for annotation in proto.quantization_annotation:
             if annotation.tensor_name in scope:
-                names = _props(annotation.quant_parameter_tensor_names) or {}
+                names = props(annotation.quant_parameter_tensor_names)
                 scope[annotation.tensor_name].meta[QUANTIZATION] = names
             else:
                 leftovers.quantization_annotation.append(annotation)
@@ -220,8 +187,10 @@ class _Decoder:
     def _initializers(
         self, proto: onnx.GraphProto, scope: _Scope, infos: dict[str, onnx.ValueInfoProto]
     ) -> list[ir.Value]:
-        tensors: Iterable[ir.TensorProtocol] = [self.tensor(t, scope.where) for t in proto.initializer]
-        sparse = [self.sparse_tensor(s, scope.where) for s in proto.sparse_initializer]
+        tensors: Iterable[ir.TensorProtocol] = [
+            self._tensors.tensor(t, scope.where) for t in proto.initializer
+        ]
+        sparse = [self._tensors.sparse_tensor(s, scope.where) for s in proto.sparse_initializer]
         found: dict[str, ir.Value] = {}
         for tensor in [*tensors, *sparse]:
             name = tensor.name
@@ -245,7 +214,7 @@ class _Decoder:
         scope: _Scope,
         infos: dict[str, onnx.ValueInfoProto],
     ) -> list[ir.Value]:
-        """Resolve a graph's outputs; the same value may be several, and inputs and initializers may be outputs."""
+        """Resolve a graph's outputs; inputs and initializers may be outputs, and a value may be several."""
         outputs = [_output(info.name, scope) for info in protos]
         repeated = {value for value, count in Counter(outputs).items() if count > 1}
         described: set[ir.Value] = set()
@@ -275,7 +244,7 @@ class _Decoder:
         if info.doc_string:
             value.doc_string = info.doc_string
         if info.metadata_props:
-            value.metadata_props.update(_props(info.metadata_props) or {})
+            value.metadata_props.update(props(info.metadata_props))
 
     def _nodes(
         self, protos: Sequence[onnx.NodeProto], scope: _Scope, infos: dict[str, onnx.ValueInfoProto]
@@ -301,7 +270,7 @@ class _Decoder:
             outputs=outputs,
             name=proto.name,
             doc_string=proto.doc_string or None,
-            metadata_props=_props(proto.metadata_props),
+            metadata_props=props(proto.metadata_props) or None,
             device_configurations=self._device_configurations(proto, scope),
         )
         scope.made.update(proto.output)
@@ -332,7 +301,7 @@ class _Decoder:
 
     def attribute(self, proto: onnx.AttributeProto, scope: _Scope | None, where: str) -> ir.Attr:
         try:
-            kind = ir.AttributeType(proto.type or _guess_type(proto))
+            kind = ir.AttributeType(proto.type) if proto.type else _guess_type(proto)
         except ValueError:
             raise UnsupportedModelError(
                 f"attribute {proto.name!r} of {where} has the unknown type {proto.type}"
@@ -347,125 +316,29 @@ class _Decoder:
     def _attribute_value(
         self, proto: onnx.AttributeProto, kind: ir.AttributeType, scope: _Scope | None, where: str
     ) -> Any:
-        kinds = ir.AttributeType
+        if kind == ir.AttributeType.UNDEFINED:
+            return None
+        field = ATTRIBUTE_FIELDS[kind]
+        held = getattr(proto, field)
         inside = f"{proto.name!r} of {where}"
-        match kind:
-            case kinds.INT:
-                return proto.i
-            case kinds.INTS:
-                return tuple(proto.ints)
-            case kinds.FLOAT:
-                return proto.f
-            case kinds.FLOATS:
-                return tuple(proto.floats)
-            case kinds.STRING:
-                return _text(proto.s)
-            case kinds.STRINGS:
-                return tuple(_text(s) for s in proto.strings)
-            case kinds.TENSOR:
-                return self.tensor(proto.t, inside)
-            case kinds.TENSORS:
-                return tuple(self.tensor(t, inside) for t in proto.tensors)
-            case kinds.GRAPH:
-                return self.graph(proto.g, scope, f"subgraph {inside}")
-            case kinds.GRAPHS:
-                return tuple(self.graph(g, scope, f"subgraph {inside}") for g in proto.graphs)
-            case kinds.SPARSE_TENSOR:
-                return self.sparse_tensor(proto.sparse_tensor, inside)
-            case kinds.SPARSE_TENSORS:
-                return tuple(self.sparse_tensor(s, inside) for s in proto.sparse_tensors)
-            case kinds.TYPE_PROTO:
-                return ir.TypeAndShape(*decode_type(proto.tp, inside))
-            case kinds.TYPE_PROTOS:
-                return tuple(ir.TypeAndShape(*decode_type(tp, inside)) for tp in proto.type_protos)
+        if field in PLAIN:
+            return tuple(held) if field in REPEATED else held
+        if field in REPEATED:
+            return tuple(self._attribute_item(item, scope, inside) for item in held)
+        return self._attribute_item(held, scope, inside)
+
+    def _attribute_item(self, item: Any, scope: _Scope | None, where: str) -> Any:
+        match item:
+            case onnx.TensorProto():
+                return self._tensors.tensor(item, where)
+            case onnx.GraphProto():
+                return self.graph(item, scope, f"subgraph {where}")
+            case onnx.SparseTensorProto():
+                return self._tensors.sparse_tensor(item, where)
+            case onnx.TypeProto():
+                return ir.TypeAndShape(*decode_type(item, where))
             case _:
-                return None
-
-    def sparse_tensor(self, proto: onnx.SparseTensorProto, where: str) -> SparseTensor:
-        values, indices = self.tensor(proto.values, where), self.tensor(proto.indices, where)
-        return SparseTensor(values, indices, tuple(proto.dims))
-
-    def tensor(self, proto: onnx.TensorProto, where: str) -> ir.TensorProtocol:
-        if proto.HasField("segment"):
-            raise UnsupportedModelError(f"tensor {proto.name!r} of {where} is stored in segments")
-        if proto.data_type == onnx.TensorProto.STRING:
-            return _string_tensor(proto)
-        expected = claimed_bytes(proto)
-        if proto.data_location == onnx.TensorProto.EXTERNAL:
-            return self._mapped_tensor(proto, expected)
-        held = _held_bytes(proto)
-        if held != expected:
-            raise InvalidModelError(
-                f"tensor {proto.name!r} of {where} claims {expected:,} bytes but holds {held:,}"
-            )
-        return ir.serde.TensorProtoTensor(proto)
-
-    def _mapped_tensor(self, proto: onnx.TensorProto, expected: int) -> LeafTensor:
-        entries = {entry.key: entry.value for entry in proto.external_data}
-        location = entries.get("location", "")
-        offset, length = _range(entries, proto.name, expected)
-        inside = location == self._self_location
-        file = self._source if inside else self._data_files.open(location, proto.name)
-        if length != expected or offset + length > file.size:
-            raise InvalidModelError(
-                f"tensor {proto.name!r} claims {expected:,} bytes but has {length:,} at offset {offset:,} of "
-                f"{'the model' if inside else repr(location)} ({file.size:,} bytes)"
-            )
-        shape = ir.Shape(proto.dims, frozen=True)
-        tensor = MappedTensor(file, offset, length, ir.DataType(proto.data_type), shape, proto.name)
-        tensor.doc_string = proto.doc_string or None
-        tensor.metadata_props = _props(proto.metadata_props) or {}
-        return tensor
-
-
-def _refuse_recursion(functions: Sequence[ir.Function]) -> None:
-    """Take away functions that call no other, again and again; what stays calls itself."""
-    known = {function.identifier() for function in functions}
-    calls = {f.identifier(): known & {n.op_identifier() for n in f.all_nodes()} for f in functions}
-    while leaves := {caller for caller, callees in calls.items() if not callees & calls.keys()}:
-        calls = {caller: callees for caller, callees in calls.items() if caller not in leaves}
-    if calls:
-        raise InvalidModelError(f"function {next(iter(calls))[1]!r} calls itself, directly or through others")
-
-
-def decode_type(proto: onnx.TypeProto, where: str) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
-    """The type and the shape of its tensors; types that onnx-ir cannot hold become OpaqueType.
-
-    Raises:
-        UnsupportedModelError: an element type that the installed onnx does not know.
-    """
-    kind = proto.WhichOneof("value")
-    if kind is None and not proto.denotation:
-        return None, None
-    try:
-        if kind == "tensor_type" and proto.tensor_type.HasField("elem_type"):
-            tensor = proto.tensor_type
-            type_ = ir.TensorType(ir.DataType(tensor.elem_type), denotation=proto.denotation or None)
-            return type_, _shape(tensor.shape) if tensor.HasField("shape") else None
-        if _expressible(proto):
-            serde = ir.serde
-            return serde.deserialize_type_proto_for_type(proto), serde.deserialize_type_proto_for_shape(proto)
-    except (ValueError, ir.serde.SerdeError):
-        raise UnsupportedModelError(f"{where} has a type that the installed onnx-ir does not know") from None
-    return OpaqueType(proto), None
-
-
-def _expressible(proto: onnx.TypeProto) -> bool:
-    kind = proto.WhichOneof("value")
-    if kind in ("sequence_type", "optional_type"):
-        return _expressible(getattr(proto, kind).elem_type)
-    return kind in ("tensor_type", "sparse_tensor_type") and getattr(proto, kind).HasField("elem_type")
-
-
-def _shape(proto: onnx.TensorShapeProto) -> ir.Shape:
-    dims: list[int | ir.SymbolicDim] = []
-    denotations: list[str | None] = []
-    for dim in proto.dim:
-        kind = dim.WhichOneof("value")
-        symbol = dim.dim_param if kind == "dim_param" else None
-        dims.append(dim.dim_value if kind == "dim_value" else ir.SymbolicDim(symbol))
-        denotations.append(dim.denotation or None)
-    return ir.Shape(dims, denotations=denotations, frozen=True)
+                return _text(item)
 
 
 def _output(name: str, scope: _Scope) -> ir.Value:
@@ -484,10 +357,6 @@ def _opsets(protos: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return {"" if p.domain == "ai.onnx" else p.domain: p.version for p in protos}
 
 
-def _props(entries: Sequence[onnx.StringStringEntryProto]) -> dict[str, str] | None:
-    return {entry.key: entry.value for entry in entries} if entries else None
-
-
 def _text(value: bytes) -> str | bytes:
     try:
         return value.decode("utf-8")
@@ -495,55 +364,8 @@ def _text(value: bytes) -> str | bytes:
         return value
 
 
-def _guess_type(proto: onnx.AttributeProto) -> int:
-    """The type of an attribute of a model from before the field existed, by the field that is set."""
-    fields = {"f": 1, "i": 2, "s": 3, "t": 4, "g": 5}
-    lists = {"floats": 6, "ints": 7, "strings": 8, "tensors": 9, "graphs": 10}
-    for name, kind in fields.items():
-        if proto.HasField(name):  # type: ignore[arg-type]
-            return kind
-    return next((kind for name, kind in lists.items() if len(getattr(proto, name))), 0)
-
-
-def _string_tensor(proto: onnx.TensorProto) -> ir.StringTensor:
-    shape = ir.Shape(proto.dims)
-    tensor = ir.StringTensor(
-        proto.string_data,
-        shape=shape,
-        name=proto.name,
-        doc_string=proto.doc_string or None,
-        metadata_props=_props(proto.metadata_props),
-    )
-    if tensor.size != len(proto.string_data):
-        raise InvalidModelError(
-            f"tensor {proto.name!r} claims {tensor.size:,} strings but holds {len(proto.string_data):,}"
-        )
-    return tensor
-
-
-def _held_bytes(proto: onnx.TensorProto) -> int:
-    """The bytes that the tensor's data takes in its own type, whichever field holds it."""
-    if proto.HasField("raw_data"):
-        return len(proto.raw_data)
-    dtype = ir.DataType(proto.data_type)
-    for field, width in _FIELDS_OF_TYPE.items():
-        count = len(getattr(proto, field))
-        if count and field == "int32_data":
-            return count * min(4, -(-dtype.bitwidth // 8)) if dtype.bitwidth != 6 else -(-count * 6 // 8)
-        if count and field == "uint64_data":
-            return count * dtype.bitwidth // 8
-        if count:
-            return count * width
-    return 0
-
-
-def _range(entries: dict[str, str], name: str, expected: int) -> tuple[int, int]:
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", expected))
-    except ValueError:
-        raise InvalidModelError(
-            f"tensor {name!r} has an external offset or length that is no number"
-        ) from None
-    if offset < 0 or length < 0:
-        raise InvalidModelError(f"tensor {name!r} has a negative external offset or length")
-    return offset, length
+def _guess_type(proto: onnx.AttributeProto) -> ir.AttributeType:
+    """The type of an attribute of a model from before the type was a field, by the field that is set."""
+    present = {field.name for field, _ in proto.ListFields()}
+    kinds = (kind for kind, field in ATTRIBUTE_FIELDS.items() if field in present)
+    return next(kinds, ir.AttributeType.UNDEFINED)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from graphopt.decode import DECLARED, LEFTOVERS, OUTPUT_INFO, QUANTIZATION, OpaqueType
+from graphopt.decode import ATTRIBUTE_FIELDS, DECLARED, LEFTOVERS, OUTPUT_INFO, QUANTIZATION
 from graphopt.errors import InvalidModelError
+from graphopt.typeproto import encode_type
 from graphopt.weights import SparseTensor
 from graphopt.wire import LARGE
 
@@ -105,47 +106,37 @@ class _Encoder:
 
     def attribute(self, proto: onnx.AttributeProto, attribute: ir.Attr) -> None:
         _set(proto, attribute, "name", "doc_string")
-        proto.type = attribute.type.value
+        proto.type = attribute.type.value  # type: ignore[assignment]
         if attribute.is_ref():
             proto.ref_attr_name = attribute.ref_attr_name or ""
         elif attribute.value is not None:
             self._attribute_value(proto, attribute.type, attribute.value)
 
     def _attribute_value(self, proto: onnx.AttributeProto, kind: ir.AttributeType, value: Any) -> None:
-        kinds = ir.AttributeType
-        match kind:
-            case kinds.INT:
-                proto.i = value
-            case kinds.INTS:
-                proto.ints.extend(value)
-            case kinds.FLOAT:
-                proto.f = value
-            case kinds.FLOATS:
-                proto.floats.extend(value)
-            case kinds.STRING:
-                proto.s = _bytes(value)
-            case kinds.STRINGS:
-                proto.strings.extend(_bytes(item) for item in value)
-            case kinds.TENSOR:
-                self.tensor(proto.t, value)
-            case kinds.TENSORS:
-                for tensor in value:
-                    self.tensor(proto.tensors.add(), tensor)
-            case kinds.GRAPH:
-                self.graph(proto.g, value)
-            case kinds.GRAPHS:
-                for graph in value:
-                    self.graph(proto.graphs.add(), graph)
-            case kinds.SPARSE_TENSOR:
-                self.sparse_tensor(proto.sparse_tensor, value)
-            case kinds.SPARSE_TENSORS:
-                for sparse in value:
-                    self.sparse_tensor(proto.sparse_tensors.add(), sparse)
-            case kinds.TYPE_PROTO:
-                encode_type(proto.tp, value.type, value.shape)
-            case kinds.TYPE_PROTOS:
-                for item in value:
-                    encode_type(proto.type_protos.add(), item.type, item.shape)
+        field = ATTRIBUTE_FIELDS[kind]
+        held = getattr(proto, field)
+        if kind in (ir.AttributeType.STRING, ir.AttributeType.STRINGS):
+            value = _bytes(value) if field == "s" else [_bytes(item) for item in value]
+        if hasattr(held, "SetInParent"):
+            self._attribute_item(held, value)
+        elif not hasattr(held, "extend"):
+            setattr(proto, field, value)
+        elif not hasattr(held, "add"):
+            held.extend(value)
+        else:
+            for item in value:
+                self._attribute_item(held.add(), item)
+
+    def _attribute_item(self, proto: Any, value: Any) -> None:
+        match proto:
+            case onnx.TensorProto():
+                self.tensor(proto, value)
+            case onnx.GraphProto():
+                self.graph(proto, value)
+            case onnx.SparseTensorProto():
+                self.sparse_tensor(proto, value)
+            case onnx.TypeProto():
+                encode_type(proto, value.type, value.shape)
 
     def sparse_tensor(self, proto: onnx.SparseTensorProto, tensor: SparseTensor) -> None:
         proto.dims.extend(tensor.shape.numpy())
@@ -190,37 +181,6 @@ def encode_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
     _props(proto.metadata_props, value.metadata_props)
     if value.type is not None:
         encode_type(proto.type, value.type, value.shape)
-
-
-def encode_type(proto: onnx.TypeProto, type_: ir.TypeProtocol | None, shape: ir.Shape | None) -> None:
-    """Write a type with the shape of its tensors."""
-    proto.SetInParent()
-    if isinstance(type_, OpaqueType):
-        proto.CopyFrom(type_.proto)
-        return
-    if isinstance(type_, ir.TensorType):
-        if type_.denotation:
-            proto.denotation = type_.denotation
-        proto.tensor_type.elem_type = type_.dtype.value
-        if shape is not None:
-            _shape(proto.tensor_type.shape, shape)
-        return
-    if type_ is not None:
-        ir.serde.serialize_type_into(proto, type_)
-        if shape is not None:
-            ir.serde.serialize_shape_into(proto, shape)
-
-
-def _shape(proto: onnx.TensorShapeProto, shape: ir.Shape) -> None:
-    proto.SetInParent()
-    for index, dim in enumerate(shape):
-        dim_proto = proto.dim.add()
-        if isinstance(dim, int):
-            dim_proto.dim_value = dim
-        elif dim.value is not None:
-            dim_proto.dim_param = dim.value
-        if denotation := shape.get_denotation(index):
-            dim_proto.denotation = denotation
 
 
 def _outputs(proto: onnx.GraphProto, graph: ir.Graph) -> None:

@@ -1,7 +1,7 @@
 """The one place that writes output files: they appear whole, under their name, or not at all.
 
-A file is written in a dot-named folder beside its destination, synced, and renamed. Killed in the middle, only
-that folder remains.
+A file is written in a dot-named folder beside its destination, synced, and renamed. Killed in the middle,
+only that folder remains.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Staged:
             SystemRefusedError: the disk is full, or the system refuses otherwise; nothing is left behind.
         """
         try:
-            with refusals(f"cannot write {self.destination}"):
-                with open(self._folder / (name or self.destination.name), "xb", 0) as file:
-                    write(file)
-                    os.fsync(file.fileno())
+            target = self._folder / (name or self.destination.name)
+            with refusals(f"cannot write {self.destination}"), open(target, "xb", 0) as file:
+                write(file)
+                os.fsync(file.fileno())
         except BaseException:
             self.discard()
             raise
@@ -151,7 +151,7 @@ def write_all(file: BinaryIO, parts: Iterable[bytes]) -> None:
 
 
 def copy_range(source: int, offset: int, length: int, file: BinaryIO) -> bool:
-    """Copy a range from a descriptor to a file inside the kernel, so that it is never in this process's memory.
+    """Copy a range from a descriptor to a file inside the kernel, past this process's memory.
 
     Returns:
         False, with nothing written, if the file systems do not support it.

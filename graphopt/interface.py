@@ -13,7 +13,7 @@ from graphopt.model import Model
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output: its name, its type as text (dims, dim_params, denotations), doc string, metadata."""
+    """An input or output: its name, type as text (dims, dim_params, denotations), doc string, metadata."""
 
     name: str
     type: str
@@ -102,7 +102,7 @@ def differences(before: Interface, after: Interface, frozen: Collection[str] = (
 
 
 def notices(before: Interface, after: Interface) -> list[str]:
-    """What a pass may change if the report says so: a newer IR version, added opsets, functions that are gone."""
+    """What passes may change if the report says so: a newer IR version, added opsets, lost functions."""
     said = []
     if after.ir_version > before.ir_version:
         said.append(f"IR version {before.ir_version} became {after.ir_version}")
@@ -183,7 +183,7 @@ def _dim_text(dim: onnx.TensorShapeProto.Dimension) -> str:
 
 
 def _elem_text(elem_type: int) -> str:
-    return onnx.TensorProto.DataType.Name(elem_type).lower()
+    return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
 
 
 def _domain(domain: str) -> str:

@@ -88,7 +88,10 @@ class Layout:
 
 
 def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
-    if isinstance(tensor, MappedTensor) and (source := tensor.file.fileno()) is not None:
-        if copy_range(source, tensor.offset, tensor.length, file):
-            return
-    write_all(file, chunks(tensor))
+    if not (isinstance(tensor, MappedTensor) and _copied(file, tensor)):
+        write_all(file, chunks(tensor))
+
+
+def _copied(file: BinaryIO, tensor: MappedTensor) -> bool:
+    source = tensor.file.fileno()
+    return source is not None and copy_range(source, tensor.offset, tensor.nbytes, file)

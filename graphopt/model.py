@@ -1,8 +1,8 @@
 """Model: load and save a graph without loss, its weights memory-mapped and copied from file to file.
 
-Saving writes the model as onnx-ir holds it with a mark in place of each large weight, cuts the bytes at the marks
-and copies every weight from where it lies. So a protobuf with weights is never built, and neither loading nor
-saving takes more memory than the graph itself.
+Saving writes the model as onnx-ir holds it with a mark in place of each large weight, cuts the bytes at the
+marks and copies every weight from where it lies. So a protobuf with weights is never built, and neither
+loading nor saving takes more memory than the graph itself.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Model:
         """A model from whatever holds one.
 
         Args:
-            model: a path, an onnx.ModelProto, an onnx_ir.Model, what ``torch.onnx.export(dynamo=True)`` returns,
-                or a Model, which is returned as it is. Objects of others are copied, never changed.
+            model: a path, an onnx.ModelProto, an onnx_ir.Model, what ``torch.onnx.export(dynamo=True)``
+                returns, or a Model, which is returned as it is. Objects of others are copied, not changed.
 
         Raises:
             UsageError: it is none of these.
@@ -143,7 +143,8 @@ class Model:
             in_place: allow the output to replace the file that the model was loaded from.
 
         Raises:
-            UsageError: the output's folder is missing, it is a folder, or it is the input without ``in_place``.
+            UsageError: the output's folder is missing, the output is a folder, or it is the input and
+                ``in_place`` is not set.
             SystemRefusedError: the disk is full, permission is denied; nothing is left behind.
         """
         with self.stage(path, external_data=external_data, in_place=in_place) as staged:

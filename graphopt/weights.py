@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from graphopt.errors import InvalidModelError, SystemRefusedError
@@ -29,7 +28,7 @@ class MappedFile:
         """
         self.path = path
         try:
-            self._file: BinaryIO = open(path, "rb")
+            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - as long as the map is in use
             self.size = os.fstat(self._file.fileno()).st_size
             empty = self.size == 0
             self.data: mmap.mmap | bytes = (
@@ -133,7 +132,6 @@ class MappedTensor(LeafTensor):
         self,
         file: MappedFile | MemoryFile,
         offset: int,
-        length: int,
         dtype: ir.DataType,
         shape: ir.Shape,
         name: str | None = None,
@@ -141,7 +139,7 @@ class MappedTensor(LeafTensor):
         super().__init__(dtype, shape, name)
         self.file = file
         self.offset = offset
-        self.length = length
+        self.length = self.nbytes
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """A read-only view of the map; types of less than a byte are unpacked into a new array."""
@@ -210,24 +208,6 @@ def digest(tensor: ir.TensorProtocol) -> bytes:
         for chunk in chunks(tensor):
             sha.update(chunk)
     return sha.digest()
-
-
-def claimed_bytes(proto: onnx.TensorProto) -> int:
-    """The bytes that a tensor's dims and type ask for.
-
-    Raises:
-        InvalidModelError: a negative dim, or a type that ONNX does not know.
-    """
-    count = 1
-    for dim in proto.dims:
-        if dim < 0:
-            raise InvalidModelError(f"tensor {proto.name!r} has the negative dim {dim}")
-        count *= dim
-    try:
-        bits = ir.DataType(proto.data_type).bitwidth
-    except (ValueError, TypeError):
-        raise InvalidModelError(f"tensor {proto.name!r} has the unknown type {proto.data_type}") from None
-    return -(-count * bits // 8)
 
 
 class DataFiles:

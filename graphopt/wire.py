@@ -1,8 +1,9 @@
 """The protobuf wire format of ONNX: cuts large ``raw_data`` out of a model file and splices it back in.
 
-A protobuf message is a list of fields, each a tag (field number and wire type) and a payload; a nested message is
-a payload with its length in front. So a model can be parsed without its weights once their payloads are left out
-and the lengths around them recomputed, and it can be written without ever being built in memory.
+A protobuf message is a list of fields, each a tag (field number and wire type) and a payload; a nested
+message is a payload with its length in front. So a model can be parsed without its weights once their
+payloads are left out and the lengths around them recomputed, and written without ever being built in
+memory.
 Format: https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -74,7 +75,7 @@ def _read_varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
 
 
 def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield each field of a message as (number, wire type, start of its tag, start and end of its payload)."""
+    """Yield each field of a message: number, wire type, start of its tag, start and end of its payload."""
     while at < end:
         start = at
         tag = data[at]

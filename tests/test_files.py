@@ -68,14 +68,18 @@ def cycle(model: onnx.ModelProto) -> None:
 def self_cycle_through_a_subgraph(model: onnx.ModelProto) -> None:
     body = parser.parse_graph("g () => (float r) { r = Neg(out) }")
     node = model.graph.node.add(op_type="If", input=["x"], output=["out"])
-    node.attribute.extend([helper.make_attribute("then_branch", body), helper.make_attribute("else_branch", body)])
+    node.attribute.extend(
+        [helper.make_attribute("then_branch", body), helper.make_attribute("else_branch", body)]
+    )
 
 
 def undefined_in_a_subgraph(model: onnx.ModelProto) -> None:
     then = parser.parse_graph("t () => (float r) { only_here = Neg(x)  r = Abs(only_here) }")
     other = parser.parse_graph("e () => (float r) { r = Abs(only_here) }")
     node = model.graph.node.add(op_type="If", input=["x"], output=["out"])
-    node.attribute.extend([helper.make_attribute("then_branch", then), helper.make_attribute("else_branch", other)])
+    node.attribute.extend(
+        [helper.make_attribute("then_branch", then), helper.make_attribute("else_branch", other)]
+    )
 
 
 def undefined_in_a_function(model: onnx.ModelProto) -> None:
@@ -121,7 +125,10 @@ INVALID: dict[str, tuple[bytes, str]] = {
     "cycle in a function": (edited(cycle_in_a_function), "function 'f' has a cycle: value 'c'"),
     "recursive function": (edited(recursive_function), "function 'f' calls itself"),
     "undefined": (edited(lambda m: m.graph.initializer.pop()), r"node 'y' \(Add\) reads 'b'"),
-    "undefined in a subgraph": (edited(undefined_in_a_subgraph), "reads 'only_here', which nothing in subgraph"),
+    "undefined in a subgraph": (
+        edited(undefined_in_a_subgraph),
+        "reads 'only_here', which nothing in subgraph",
+    ),
     "undefined in a function": (edited(undefined_in_a_function), "reads 'w', which nothing in function 'f'"),
     "undefined output": (edited(lambda m: m.graph.node.pop()), "output 'y' is not defined"),
     "defined twice": (edited(lambda m: m.graph.node.append(m.graph.node[0])), "value 'm' is defined twice"),
@@ -132,7 +139,10 @@ INVALID: dict[str, tuple[bytes, str]] = {
     "negative dim": (edited(lambda m: m.graph.initializer[0].dims.__setitem__(0, -1)), "negative dim -1"),
     "unknown dtype": (edited(lambda m: setattr(m.graph.initializer[0], "data_type", 77)), "unknown type 77"),
     "no operator": (edited(lambda m: m.graph.node[0].ClearField("op_type")), "node 'm' .* no operator type"),
-    "nameless weight": (edited(lambda m: m.graph.initializer[0].ClearField("name")), "initializer .* no name"),
+    "nameless weight": (
+        edited(lambda m: m.graph.initializer[0].ClearField("name")),
+        "initializer .* no name",
+    ),
 }
 
 
@@ -229,7 +239,9 @@ def test_external_data_in_a_protobuf_without_a_path_is_refused(tmp_path: Path) -
 def test_thousands_of_weights_need_one_descriptor(tmp_path: Path) -> None:
     model = linear()
     for index in range(3000):
-        model.graph.initializer.append(numpy_helper.from_array(np.full(1024, index, np.float32), f"extra{index}"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.full(1024, index, np.float32), f"extra{index}")
+        )
     (tmp_path / "in.onnx").write_bytes(model.SerializeToString())
     before = len(os.listdir("/proc/self/fd"))
     loaded = Model.load(tmp_path / "in.onnx")

@@ -1,4 +1,4 @@
-"""Model: everything that a model holds survives load and save; weights are mapped and stay apart if they were."""
+"""Model: everything that a model holds survives load and save; weights are mapped."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, parser
-from tests.conformance.canonical import canonical
-from tools.make_decoder import Decoder, write_decoder
 
-from graphopt import layout, model as model_module
+from graphopt import layout
+from graphopt import model as model_module
 from graphopt.errors import InvalidModelError, UnsupportedModelError, UsageError
 from graphopt.model import Model
 from graphopt.weights import MappedTensor, digest
+from tests.conformance.canonical import canonical
+from tools.make_decoder import Decoder, write_decoder
 
 FLOAT = TensorProto.FLOAT
 
@@ -105,7 +106,10 @@ def add_dtypes(graph: onnx.GraphProto) -> None:
             graph.initializer.append(helper.make_tensor("w_string", elem_type, [2], [b"a", b"\xff"]))
             continue
         bits = ir.DataType(elem_type).bitwidth
-        for count in (8, 65_536 // bits // 8 * 8):  # below and above the size from which weights stay in the file
+        for count in (
+            8,
+            65_536 // bits // 8 * 8,
+        ):  # below and above the size from which weights stay in the file
             data = (np.arange(count * bits // 8) % 2).astype(np.uint8).tobytes()
             graph.initializer.add(
                 name=f"w_{name}_{count}", data_type=elem_type, dims=[count], raw_data=data, doc_string="w"
@@ -201,7 +205,9 @@ def test_an_ir_3_model_keeps_its_listed_initializers(tmp_path: Path) -> None:
 
 
 def test_the_default_domain_by_its_long_name() -> None:
-    proto = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float x) => (float y) { y = Relu(x) }')
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float x) => (float y) { y = Relu(x) }'
+    )
     proto.opset_import[0].domain = proto.graph.node[0].domain = "ai.onnx"
     model = Model.of(proto)
     assert model.ir.opset_imports == {"": 17}
@@ -229,9 +235,7 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
     assert Model.load(source).file_size() == pytest.approx(total, abs=64 * 8)  # names of other lengths
 
 
-def test_a_result_over_the_limit_gets_external_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_over_the_limit_gets_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = everything()
     attribute = proto.graph.node.add(op_type="Constant", output=["big"]).attribute.add(name="value", type=4)
     attribute.t.CopyFrom(helper.make_tensor("", FLOAT, [5000], np.zeros(5000)))
@@ -354,7 +358,9 @@ HOLDERS: dict[str, Callable[[onnx.ModelProto, Path], Any]] = {
 
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_a_model_comes_from_whatever_holds_one(holder: str, tmp_path: Path) -> None:
-    proto = parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float x) => (float y) { y = Relu(x) }')
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float x) => (float y) { y = Relu(x) }'
+    )
     held = HOLDERS[holder](proto, tmp_path / "in.onnx")
     Model.of(held).save(tmp_path / "out.onnx")
     assert canonical(onnx.load(tmp_path / "out.onnx")) == canonical(proto)

@@ -22,7 +22,7 @@ _DEFAULT_MATTERS = {"dim_value", "dim_param", "elem_type"}  # members of a oneof
 def canonical(message: Any) -> Any:
     """A message as nested dicts, without fields that hold their default and without the order of sets.
 
-    A field of an attribute counts when the attribute's type says so; the default domain goes by its short name.
+    The default domain goes by its short name.
     """
     if isinstance(message, onnx.NodeProto):
         message = _trimmed(message)

@@ -10,9 +10,9 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx.backend.test import loader
-from tests.conformance.canonical import canonical
 
 from graphopt.model import Model
+from tests.conformance.canonical import canonical
 
 FOLDERS = ("simple", "pytorch-converted", "pytorch-operator")
 

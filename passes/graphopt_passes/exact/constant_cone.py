@@ -186,7 +186,7 @@ def to_ir(tensor: Tensor, name: str) -> ir.TensorProtocol:
         return ir.StringTensor(texts, shape=shape, name=name)
     if isinstance(tensor.data, FileRange):
         found = tensor.data
-        return MappedTensor(MappedFile(Path(found.path)), found.offset, found.length, dtype, shape, name)
+        return MappedTensor(MappedFile(Path(found.path)), found.offset, dtype, shape, name)
     if dtype.bitwidth < 8:
         return ir.PackedTensor(np.array(tensor.raw()), dtype, shape=shape, name=name)
     return ir.Tensor(tensor.numpy(), dtype, shape=shape, name=name)
