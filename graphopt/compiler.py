@@ -244,7 +244,8 @@ class Compiler:
     def _stage(self, built: Built) -> Staged:
         if built.staged is None:
             path = self.output or self.scratch / "candidate.onnx"
-            staged = built.model.stage(path, external_data=self.options.external_data)
+            options = self.options
+            staged = built.model.stage(path, external_data=options.external_data, in_place=options.in_place)
             built.staged = self.stack.enter_context(staged)
         return built.staged
 
