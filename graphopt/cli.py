@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, UsageError
 
 EXIT_CODES = """\
 Exit codes: 0 done; 1 the system refused (disk full, permission); 2 usage (no such input, unknown pass, output
@@ -281,11 +281,12 @@ def verify(
 ) -> None:
     """Compare the outputs of two models; exit code 4 when they differ beyond rounding."""
     from graphopt import terminal
+    from graphopt.compare import Conditions
     from graphopt.compare import verify as run
 
     with terminal.progress(enabled=not as_json) as progress:
-        progress("verifying")
-        found = run(a, b, target, data, shape or (), seed, threads, custom_ops or (), time_limit)
+        given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit)
+        found = run(a, b, given, progress)
     terminal.print_verification(found, as_json)
     raise typer.Exit(0 if found.ok else 4)
 
@@ -306,12 +307,13 @@ def bench(
 ) -> None:
     """Measure two models interleaved: latency, load time, peak memory, file size."""
     from graphopt import terminal
+    from graphopt.compare import Conditions
     from graphopt.compare import bench as run
 
     with terminal.progress(enabled=not as_json) as progress:
-        progress("measuring")
-        found = run(a, b, target, data, shape or (), seed, threads, custom_ops or (), time_limit)
-    terminal.print_comparison(found, as_json)
+        given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit)
+        found = run(a, b, given, progress)
+    terminal.print_bench(found, as_json)
 
 
 @app.command(epilog="Example: graphopt inspect model.onnx --layers --shape input=1x3x224x224")
@@ -325,8 +327,12 @@ def inspect(
     """Show what a model is: interface, opset, metadata, precision, and its cost by operator and by layer."""
     from graphopt import terminal
     from graphopt.inspection import Inspection
+    from graphopt.synthetic import parse_shapes
 
-    found = Inspection.of(source, shape or ())
+    workloads = parse_shapes(shape or ())
+    if len(workloads) > 1:
+        raise UsageError("inspect takes one --shape per input")
+    found = Inspection.of(source, workloads[0] if workloads else {})
     terminal.print_inspection(found, as_json, layers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ from graphopt.legacy import FIRST_WITH_CONSTANTS
 from graphopt.model import Model
 from graphopt.observers import FingerprintCheck, dump, print_after
 from graphopt.pipeline import Observer, Pass, Pipeline, Run
+from graphopt.progress import Progress, silent
 from graphopt.report import LeftOut, Report, Stats, decisions
 from graphopt.search import first_failure
 from graphopt.target import CPU, Target
@@ -33,13 +34,7 @@ if TYPE_CHECKING:
 
     Source = str | Path | Model | onnx.ModelProto | ir.Model
 
-Progress = Callable[[str], None]
-
 _SAME_RULE_LIMIT = 3
-
-
-def _silent(stage: str) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class Options:
     replay: Path | None = None
     time_limit: float = 600.0
     memory_limit: int | None = None
-    progress: Progress = field(default=_silent, repr=False)
+    progress: Progress = field(default=silent, repr=False)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from graphopt.inspection import Inspection, Port
 
 OP_HEAD = ("operator", ">nodes", ">parameters", ">MACs", ">share")
-LAYER_HEAD = ("layer", "operator", "output", ">parameters", ">MACs")
+LAYER_HEAD = ("~layer", "operator", "output", ">parameters", ">MACs")
 
 _TEXT_LIMIT = 200
 
@@ -25,7 +25,9 @@ def facts(found: Inspection) -> Iterator[tuple[str, str]]:
     yield from _ports("input", found.inputs, found.overridable)
     yield from _ports("output", found.outputs)
     if found.overridable:
-        yield "overridable", f"{units.plural(len(found.overridable), 'weight')} listed as inputs"
+        can = "can" if found.ir_version >= 4 else "cannot"
+        listed = units.plural(len(found.overridable), "weight")
+        yield "also listed", f"{listed} as inputs, which callers {can} override"
     if found.dynamic_dims:
         yield "dynamic", ", ".join(found.dynamic_dims)
     yield "nodes", _nodes(found)
@@ -42,7 +44,7 @@ def facts(found: Inspection) -> Iterator[tuple[str, str]]:
 def op_rows(found: Inspection) -> Iterator[Sequence[str]]:
     """The cost of each operator, the dearest first."""
     for cost in found.ops:
-        share = f"{cost.macs / found.macs:.1%}" if cost.macs and found.macs else ""
+        share = _share(cost.macs / found.macs) if cost.macs and found.macs else ""
         yield cost.op, f"{cost.nodes:,}", _number(cost.parameters), _number(cost.macs), share
 
 
@@ -80,12 +82,16 @@ def _origin(found: Inspection) -> str:
 def _nodes(found: Inspection) -> str:
     extra = [units.plural(found.subgraphs, "subgraph")] if found.subgraphs else []
     extra += [units.plural(len(found.functions), "function")] if found.functions else []
-    return f"{found.nodes:,}" + (f", in them {' and '.join(extra)}" if extra else "")
+    return f"{found.nodes:,}" + (f" (with {' and '.join(extra)})" if extra else "")
 
 
 def _parameters(found: Inspection) -> str:
-    shares = [f"{size / found.parameters:.1%} {dtype}" for dtype, size in found.precision.items() if size]
+    shares = [f"{_share(size / found.parameters)} {dtype}" for dtype, size in found.precision.items() if size]
     return f"{units.count(found.parameters)}{' (' + ', '.join(shares) + ')' if shares else ''}"
+
+
+def _share(part: float) -> str:
+    return "<0.1%" if part < 0.0005 else ">99.9%" if 0.9995 <= part < 1 else f"{part:.1%}"
 
 
 def _macs(found: Inspection) -> str:

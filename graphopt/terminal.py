@@ -7,18 +7,17 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt.plain import plain, to_json
 from graphopt.progress import shown as progress
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.table import Table
 
-    from graphopt.compare import Verification
+    from graphopt.compare import Bench, Verification
     from graphopt.inspection import Inspection
-    from graphopt.measure import Comparison
     from graphopt.pipeline import Pass
     from graphopt.registry import Entry
     from graphopt.report import Report
@@ -54,14 +53,14 @@ def print_verification(verification: Verification, as_json: bool) -> None:
         show(_facts(summary.verified(verification)))
 
 
-def print_comparison(comparison: Comparison, as_json: bool) -> None:
+def print_bench(found: Bench, as_json: bool) -> None:
     """Print two models side by side."""
     from graphopt import summary
 
     if as_json:
-        print_json(comparison)
+        print_json(found)
     else:
-        show(_facts(summary.measured(comparison)))
+        show(_facts(summary.benched(found)))
 
 
 def print_inspection(inspection: Inspection, as_json: bool, layers: bool) -> None:
@@ -82,7 +81,7 @@ def print_passes(entries: Sequence[Entry], as_json: bool) -> None:
     if as_json:
         print_json({"passes": entries})
         return
-    show(_table(((entry.name, entry.summary) for entry in entries), "pass", "what it does"))
+    show(_table(((entry.name, entry.summary) for entry in entries), "pass", "~what it does"))
     show("", "'graphopt passes NAME' shows what one does and its options.")
 
 
@@ -94,7 +93,7 @@ def print_pass(cls: type[Pass], as_json: bool) -> None:
         return
     show(f"{cls.name} ({'exact' if cls.exact else 'lossy'})", "", about, "")
     rows = ([str(text) for text in option.values()] for option in options)
-    show(_table(rows, "option", "type", "default", "meaning") if options else "It has no options.")
+    show(_table(rows, "option", "type", "default", "~meaning") if options else "It has no options.")
 
 
 def describe_pass(cls: type[Pass]) -> tuple[str, list[dict[str, Any]]]:
@@ -129,16 +128,15 @@ def _facts(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def _table(rows: Iterable[Sequence[str]], *head: str) -> Table:
-    """A table whose numbers, which its head marks with a leading ``>``, are flush right."""
+    """A table; a leading ``>`` marks a heading of numbers, ``~`` one of text that may wrap."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for title in head:
-        table.add_column(
-            title.removeprefix(">"), justify="right" if title[0] == ">" else "left", overflow="fold"
-        )
+        justify: Literal["left", "right"] = "right" if title[0] == ">" else "left"
+        table.add_column(title.lstrip(">~"), justify=justify, overflow="fold", no_wrap=title[0] != "~")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
@@ -150,17 +148,14 @@ def show(*parts: RenderableType) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, emoji=False, markup=False)
+    renderables = [Text(part) if isinstance(part, str) else part for part in parts]
+    if not console.is_terminal:
+        unlimited = console.options.update(width=_UNLIMITED)
+        longest_words = (console.measure(part, options=unlimited).minimum for part in renderables)
+        console.width = max(console.width, *longest_words)
     with console.capture() as captured:
-        for part in parts:
-            console.print(Text(part) if isinstance(part, str) else part, width=_width(console, part))
+        console.print(*renderables, sep="\n")
     _write(captured.get() if console.is_terminal else _stripped(captured.get()))
-
-
-def _width(console: Console, part: RenderableType) -> int | None:
-    if console.is_terminal:
-        return None
-    longest_words = console.measure(part, options=console.options.update(width=_UNLIMITED)).minimum
-    return max(console.width, longest_words)
 
 
 def _stripped(text: str) -> str:

@@ -40,9 +40,7 @@ def change(before: float, after: float) -> str:
     if not before:
         return f"+{after:g}"
     percent = (after - before) / before * 100
-    if abs(percent) < 0.05:
-        return "+<0.1 %" if percent > 0 else "-<0.1 %"
-    return f"{percent:+.0f} %" if abs(percent) >= 9.95 else f"{percent:+.1f} %"
+    return f"{percent:+.0f} %" if abs(percent) >= 9.95 else f"{percent:+.2g} %"
 
 
 def plural(number: int, noun: str, many: str | None = None) -> str:
