@@ -98,3 +98,18 @@ def test_wrong_checksum_is_refused():
 def test_unknown_name_is_refused():
     with pytest.raises(models.FetchError, match="no model 'resnet'"):
         models.path("resnet")
+
+
+def _dims(value):
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize("variant", ["shapes", "varied"])
+def test_recipe_shapes_fit_the_model(name, variant):
+    graph = onnx.load(models.path(name)).graph
+    declared = {value.name: _dims(value) for value in graph.input}
+    recipe = models.recipes()[name]
+    for key, shape in (recipe.shapes | getattr(recipe, variant)).items():
+        fixed = [(dim, size) for dim, size in zip(declared[key], shape, strict=True) if dim]
+        assert all(dim == size for dim, size in fixed)

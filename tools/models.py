@@ -39,13 +39,14 @@ class Package:
 class Recipe:
     """Where one model's file lies and what to feed the model.
 
-    `shapes` has one shape per input, `ranges` half-open ranges of drawn integers, `values` inputs that are
-    filled with one value. `sha256` is of the file `member` inside the package; with an `exporter` that file
-    holds the weights from which the model is exported; with a `seed` its weights are drawn. A model without
-    package is committed in models/.
+    `shapes` has one shape per input and `varied` other shapes of the dynamic ones, `ranges` half-open ranges
+    of drawn integers, `values` inputs that are filled with one value. `sha256` is of the file `member` inside
+    the package; with an `exporter` that file holds the weights from which the model is exported; with a `seed`
+    its weights are drawn. A model without package is committed in models/.
     """
 
     shapes: dict[str, list[int]]
+    varied: dict[str, list[int]] = field(default_factory=dict)
     ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
     package: Package | None = None

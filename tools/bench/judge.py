@@ -137,9 +137,9 @@ def parity(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(path: str, request: dict[str, Any], level: Any) -> list[Outputs]:
-    """Outputs of the model for each seed."""
+    """Outputs of the model for each set of shapes in the request."""
     session = open_session(path, level)
-    return [session.run(None, draw(request, session, seed)) for seed in request["seeds"]]
+    return [session.run(None, draw(request, session, turn)) for turn in range(len(request["shapes"]))]
 
 
 def open_session(path: str, level: Any) -> ort.InferenceSession:
@@ -151,18 +151,18 @@ def open_session(path: str, level: Any) -> ort.InferenceSession:
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def draw(request: dict[str, Any], session: ort.InferenceSession, seed: int) -> Feeds:
-    """Inputs by the recipe's shapes, ranges and values."""
-    rng = np.random.default_rng(seed)
+def draw(request: dict[str, Any], session: ort.InferenceSession, turn: int) -> Feeds:
+    """Inputs by the recipe's ranges and values and the shapes of this turn, which also is the seed."""
+    rng = np.random.default_rng(turn)
     kinds = {value.name: dtype(value.type) for value in session.get_inputs()}
-    return {name: draw_one(request, name, kinds[name], rng) for name in request["shapes"]}
+    shapes = request["shapes"][turn].items()
+    return {name: draw_one(request, name, tuple(shape), kinds[name], rng) for name, shape in shapes}
 
 
 def draw_one(
-    request: dict[str, Any], name: str, kind: np.dtype[Any], rng: np.random.Generator
+    request: dict[str, Any], name: str, shape: tuple[int, ...], kind: np.dtype[Any], rng: np.random.Generator
 ) -> NDArray[Any]:
     """One input: its fixed value, integers of its range, or normally distributed floats."""
-    shape = tuple(request["shapes"][name])
     if name in request["values"]:
         return np.full(shape, request["values"][name], kind)
     if name in request["ranges"]:
@@ -199,7 +199,7 @@ def latencies(request: dict[str, Any]) -> dict[str, float]:
     """Median seconds per run of each of `files`, at ORT_ENABLE_ALL on one thread, interleaved."""
     level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     sessions = {name: open_session(path, level) for name, path in request["files"].items()}
-    feeds = draw(request, next(iter(sessions.values())), request["seeds"][0])
+    feeds = draw(request, next(iter(sessions.values())), 0)
     for session in sessions.values():
         session.run(None, feeds)
     times: dict[str, list[float]] = {name: [] for name in sessions}

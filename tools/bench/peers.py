@@ -16,8 +16,6 @@ from tools import models
 from tools.bench import contestants
 from tools.bench.process import Usage, measure
 
-SEEDS = [0, 1]
-
 Comparisons = dict[str, "dict[str, Entry]"]  # by model, then by tool
 
 
@@ -54,7 +52,8 @@ def compare(name: str, plan: Plan) -> dict[str, Entry]:
     """All contestants of `plan` on the model `name`, with the original as the entry `original`."""
     source = models.path(name)
     inputs = models.recipes()[name]
-    request = {"shapes": inputs.shapes, "ranges": inputs.ranges, "values": inputs.values, "seeds": SEEDS}
+    shapes = [inputs.shapes, inputs.shapes | inputs.varied]
+    request = {"shapes": shapes, "ranges": inputs.ranges, "values": inputs.values}
     with tempfile.TemporaryDirectory() as scratch:
         results = {tool: Path(scratch, tool, f"{name}.onnx") for tool in plan.tools}
         entries = optimize(source, results, plan)
