@@ -41,8 +41,8 @@ class Recipe:
 
     `shapes` has one shape per input and `varied` other shapes of the dynamic ones, `ranges` half-open ranges
     of drawn integers, `values` inputs that are filled with one value. `sha256` is of the file `member` inside
-    the package; with an `exporter` that file holds the weights from which the model is exported; with a `seed`
-    its weights are drawn. A model without package is committed in models/.
+    the package; with an `exporter` that file holds the weights from which the model is exported; with a
+    `seed` its weights are drawn. A model without package is committed in models/.
     """
 
     shapes: dict[str, list[int]]
