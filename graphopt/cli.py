@@ -231,6 +231,8 @@ def optimize(
     from graphopt import terminal
     from graphopt.compiler import optimize as run
 
+    if report is not None:
+        _check_report(report, source, output)
     with terminal.progress(enabled=not (quiet or as_json)) as progress:
         result = run(
             source,
@@ -263,6 +265,15 @@ def optimize(
         terminal.print_json(result.report.to_dict())
     elif not quiet:
         terminal.print_report(result.report, time_passes=time_passes, stats=stats, verbose=verbose)
+
+
+def _check_report(report: Path, *models: Path) -> None:
+    """Refuse a place for the report before any work is done."""
+    from graphopt.files import check_destination
+
+    check_destination(report)
+    if report.resolve() in {model.resolve() for model in models}:
+        raise UsageError(f"the report would overwrite the model {report}; name another file")
 
 
 @app.command(epilog="Example: graphopt verify model.onnx out.onnx --data calib.npz")
