@@ -105,7 +105,14 @@ def verify(a: Path, b: Path, conditions: Conditions, progress: Progress = silent
         if breaking:
             return Verification(False, tuple(breaking), other, None)
         progress("verifying")
-        verifier = Verifier(worker, a, conditions.samples(original), target, conditions.threads)
+        verifier = Verifier(
+            worker,
+            a,
+            conditions.samples(original),
+            target,
+            conditions.threads,
+            lambda done, total: progress("verifying", done, total),
+        )
         verdict = verifier.check(b)
     return Verification(verdict.status == "verified", (), other, verdict)
 

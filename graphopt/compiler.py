@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import registry
 from graphopt.errors import InvalidModelError, ParityError, UsageError, WorkerError
+from graphopt.files import check_destination
 from graphopt.journal import Journal, Rewrite
 from graphopt.legacy import FIRST_WITH_CONSTANTS
 from graphopt.model import Model
@@ -139,6 +140,7 @@ class Compiler:
         """
         with self.stack:
             self._open()
+            self._begin("optimizing")
             built = self._build()
             if self.options.verify:
                 built = self._settle(built)
@@ -146,6 +148,10 @@ class Compiler:
                 built = self._pay(built)
             self._suggest_freezing(built)
             return self._finish(built)
+
+    def _begin(self, stage: str) -> None:
+        self.stage = stage
+        self.options.progress(stage)
 
     # Opening.
 
@@ -157,11 +163,14 @@ class Compiler:
         frozen = any(step.name == "freeze-initializers" for step in pipeline.passes)
         if self.options.freeze_initializers and not frozen:
             pipeline = Pipeline([registry.make("freeze-initializers"), *pipeline.passes])
+        names = {"all", *(step.name for step in pipeline.passes)}
+        if self.options.print_after is not None and self.options.print_after not in names:
+            raise UsageError(f"--print-after: '{self.options.print_after}' is none of the passes that run")
         return pipeline, only
 
     def _open(self) -> None:
         self.worker = self.stack.enter_context(self._new_worker())  # first: it imports while the model loads
-        self.options.progress("loading")
+        self._begin("loading")
         self.original = Model.of(self.source)
         if self.output is not None:
             _check_output(self.original.path, self.output, self.options.in_place)
@@ -190,7 +199,6 @@ class Compiler:
         journal = Journal(limit, self._skipped(), frozenset(rules), self.only)
         model = self.original.clone()
         run = Run(self.target, self.worker, journal, frozenset(self.options.keep))
-        self.options.progress("optimizing")
         before = [registry.make(first)] if first else []
         Pipeline([*before, *self.pipeline.passes], self._observers(model))(model, run)
         return Built(model, journal)
@@ -234,7 +242,14 @@ class Compiler:
     def _verifier(self) -> Verifier:
         from graphopt.verify import Verifier
 
-        return Verifier(self.worker, self.original_path, self._samples(), self._here, self.options.threads)
+        return Verifier(
+            self.worker,
+            self.original_path,
+            self._samples(),
+            self._here,
+            self.options.threads,
+            lambda done, total: self.options.progress(self.stage, done, total),
+        )
 
     def _stage(self, built: Built) -> Staged:
         if built.staged is None:
@@ -249,7 +264,7 @@ class Compiler:
 
     def _settle(self, built: Built) -> Built:
         """Leave out guilty rewrites one by one, until what is left is verified."""
-        self.options.progress("verifying")
+        self._begin("verifying")
         verdict = self._check(built)
         while not verdict.ok:
             if not built.journal.rewrites:
@@ -257,6 +272,7 @@ class Compiler:
                     f"the rewritten file differs although no rewrite was made: {verdict.reason}"
                 )
             self._leave_out_guilty(built)
+            self._begin("verifying")
             built = self._build()
             verdict = self._check(built)
         self.report.verdict = verdict
@@ -264,10 +280,10 @@ class Compiler:
 
     def _leave_out_guilty(self, built: Built) -> None:
         """Bisect over the number of rewrites for the first that breaks parity."""
-        self.options.progress("bisecting")
         _discard(built)
 
         def failure(count: int) -> str:
+            self._begin(f"bisecting {len(built.journal.rewrites)} rewrites (the first {count})")
             trial = self._build(limit=count)
             try:
                 return self._failure(trial)
@@ -292,7 +308,7 @@ class Compiler:
         """Keep what is not slower: the candidate, else it without one of its rules, else the original."""
         if not built.journal.rewrites or not self._runnable():
             return built
-        self.options.progress("measuring")
+        self._begin("measuring")
         try:
             comparison = self._compare(self.original_path, built)
         except WorkerError as error:
@@ -377,7 +393,7 @@ class Compiler:
         if self.options.strict and self.report.evidence != "verified":
             raise ParityError(f"not verified, so --strict writes nothing: {self.report.evidence_detail}")
         if self.output is not None:
-            self.options.progress("saving")
+            self._begin("saving")
             self._stage(built).commit()
         return Result(built.model, self.report)
 
@@ -410,6 +426,7 @@ def _pipeline(passes: Any) -> Pipeline:
 
 
 def _check_output(source: Path | None, output: Path, in_place: bool) -> None:
+    check_destination(output)
     if source is None or in_place or not output.exists():
         return
     if output.resolve() == source.resolve():

@@ -40,15 +40,11 @@ class Staged:
             UsageError: the destination's folder does not exist, or the destination is a folder.
             SystemRefusedError: the system refuses to create a folder there.
         """
+        check_destination(destination)
         self.destination = destination
         self._others: list[str] = []
-        home = destination.absolute().parent
-        if not home.is_dir():
-            raise UsageError(f"cannot write {destination}: the folder {home} does not exist")
-        if destination.is_dir():
-            raise UsageError(f"cannot write {destination}: it is a folder; name a file in it")
-        self._home = home
-        self._folder = home / f".{destination.name[:80]}.{secrets.token_hex(4)}.tmp"
+        self._home = destination.absolute().parent
+        self._folder = self._home / f".{destination.name[:80]}.{secrets.token_hex(4)}.tmp"
         self.path = self._folder / destination.name
         with refusals(f"cannot write {destination}"):
             self._folder.mkdir()
@@ -114,6 +110,19 @@ class Staged:
         self.discard()
 
 
+def check_destination(path: Path) -> None:
+    """Refuse a path that cannot become a file, before the work whose result it is to hold.
+
+    Raises:
+        UsageError: its folder does not exist, or it is a folder.
+    """
+    home = path.absolute().parent
+    if not home.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {home} does not exist")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder; name a file in it")
+
+
 class refusals:  # noqa: N801 - reads as a statement
     """Turns the system's errors inside a ``with`` block into one line that starts with ``what``."""
 
@@ -154,8 +163,10 @@ def copy_range(source: int, offset: int, length: int, file: BinaryIO) -> bool:
     """Copy a range from a descriptor to a file inside the kernel, past this process's memory.
 
     Returns:
-        False, with nothing written, if the file systems do not support it.
+        False, with nothing written, if the system or the file systems do not support it.
     """
+    if not hasattr(os, "copy_file_range"):
+        return False
     copied = 0
     while copied < length:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from graphopt.errors import WorkerError
+from graphopt.errors import DataError, WorkerError
 from graphopt.samples import Sample, Samples
 from graphopt.target import CPU, REFERENCE, Target
 from graphopt.tolerance import Judgement, Spread, distances, judge, leaves, numbers
@@ -100,6 +100,7 @@ class Verifier:
         samples: what to run on.
         target: where the user will run the model.
         threads: ONNX Runtime's intra-op threads; 0 is its default.
+        progress: told the number of samples that are done, and of all if it is known.
     """
 
     worker: Worker
@@ -107,6 +108,7 @@ class Verifier:
     samples: Samples
     target: Target = CPU
     threads: int = 0
+    progress: Callable[[int, int | None], None] = lambda done, total: None
     reason: str = field(default="", init=False)
     spreads: dict[str, Spread] = field(default_factory=dict, init=False)
     _target_spreads: dict[str, Spread] = field(default_factory=dict, init=False)
@@ -175,7 +177,8 @@ class Verifier:
         index = None
         try:
             with _opened(self.worker, candidate, level, self.threads) as session:
-                for reference in self._references:
+                for done, reference in enumerate(self._references):
+                    self.progress(done, len(self._references))
                     index = reference.index
                     outputs = keep(self.worker.run(session, reference.sample))
                     failure = self._compare(level, reference, outputs, worst)
@@ -238,11 +241,12 @@ class Verifier:
             self.reason = ""
             self._add_levels(references)
         elif not self.reason:
-            self.reason = "there is no sample to run"
+            raise DataError(f"{self.samples.source} holds no sample")
         return references
 
     def _reference(self, session: Session, index: int, sample: Sample) -> _Reference | None:
         """One sample's results without optimization, and their noise; None if the original fails on it."""
+        self.progress(index, None)
         outputs = self._run(session, sample)
         if outputs is None:
             return None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from graphopt.errors import MissingRuntimeError, WorkerError
+from graphopt.errors import MissingRuntimeError, UsageError, WorkerError
 from graphopt.target import CPU, Target
 from graphopt.values import Feeds, Value
 
@@ -62,6 +62,9 @@ class Worker:
         time_limit: float = 600.0,
         custom_ops: Sequence[Path] = (),
     ) -> None:
+        for library in custom_ops:
+            if not library.is_file():
+                raise UsageError(f"no such library of custom operators: {library}")
         self._memory_limit = memory_limit
         self._time_limit = time_limit
         self._custom_ops = custom_ops
@@ -114,7 +117,7 @@ class Worker:
     def time(
         self, sessions: Sequence[Session], feeds: Feeds, rounds: int = 1000, budget_s: float = 2.0
     ) -> list[list[float]]:
-        """Interleaved timings, one list of seconds per session, all of the same length (at least three)."""
+        """Interleaved timings, one list of seconds per session, all of the same length (at least four)."""
         for session in sessions:
             self._revive(session)
         keys = [session.key for session in sessions]
