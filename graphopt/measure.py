@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graphopt.target import CPU, Target
 from graphopt.values import Feeds, Tensor, Value
-from graphopt.worker import Session, Worker
+from graphopt.worker import Worker
 
 Change = Literal["faster", "same", "slower"]
 
@@ -24,8 +23,10 @@ MOST_ROUNDS = 2000
 BUDGET_S = 2.0
 # A median within this of 1 is no difference, however many rounds say so: a user could not tell.
 LEAST_EFFECT = 0.02
-_CONFIDENCE = 0.99
-_RESAMPLES = 1000
+# Below this the sign test cannot reach 99 %.
+LEAST_ROUNDS = 8
+_ERROR = 0.01
+_BLOCKS = 24
 
 
 @dataclass(frozen=True)
@@ -120,63 +121,83 @@ def compare(  # noqa: PLR0913 - the options of a measurement are given by keywor
     Raises:
         WorkerError: one of the models does not run.
     """
-    sessions = [worker.open(path, target, threads) for path in (before, after)]
-    try:
-        first, second = worker.time(sessions, sample, MOST_ROUNDS, budget_s)
-    finally:
-        for session in sessions:
-            worker.close(session)
-    ratio, noise, verdict = judge(first, second)
-    peaks = [peak_memory(session, sample, worker) if memory else None for session in sessions]
-    return Comparison(
-        Cost.of(first, sessions[0].info.seconds, peaks[0]),
-        Cost.of(second, sessions[1].info.seconds, peaks[1]),
-        ratio,
-        noise,
-        verdict,
-        rounds=len(first),
-        workload=describe(sample),
-        threads=threads,
-        target=target.name,
-    )
+    place = _Place(worker, target, threads)
+    first = place.trial((before, after), sample, budget_s / 2)
+    # Where a session's memory lies can cost some percent: sessions made anew, in the other order, tell.
+    second = place.trial((after, before), sample, budget_s / 2)[::-1]
+    seconds = [a.seconds + b.seconds for a, b in zip(first, second, strict=True)]
+    loads = [min(a.load_s, b.load_s) for a, b in zip(first, second, strict=True)]
+    peaks = [place.peak_memory(path, sample) if memory else None for path in (before, after)]
+    one, other = (Cost.of(*facts) for facts in zip(seconds, loads, peaks, strict=True))
+    ratio, noise, verdict = judge(*seconds)
+    rounds = len(seconds[0])
+    return Comparison(one, other, ratio, noise, verdict, rounds, describe(sample), threads, target.name)
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Seconds of each run of a session, and of making it."""
+
+    seconds: list[float]
+    load_s: float
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where models are measured."""
+
+    worker: Worker
+    target: Target
+    threads: int
+
+    def trial(self, models: Sequence[Path], sample: Feeds, budget_s: float) -> list[_Timing]:
+        """Interleaved timings of fresh sessions, made in the given order."""
+        sessions = [self.worker.open(model, self.target, self.threads) for model in models]
+        try:
+            timings = self.worker.time(sessions, sample, MOST_ROUNDS, budget_s)
+        finally:
+            for session in sessions:
+                self.worker.close(session)
+        pairs = zip(timings, sessions, strict=True)
+        return [_Timing(seconds, session.info.seconds) for seconds, session in pairs]
+
+    def peak_memory(self, model: Path, sample: Feeds) -> int:
+        """Bytes of resident memory that a session and one run add to a process of their own."""
+        with self.worker.fresh() as alone:
+            alone.providers()  # ONNX Runtime itself is imported by now
+            empty = alone.peak_memory()
+            alone.run(alone.open(model, self.target, self.threads), sample)
+            return alone.peak_memory() - empty
 
 
 def judge(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, Change]:
     """The median of the paired ratios before / after, its uncertainty, and what follows.
 
-    The interval is the percentile bootstrap of the median (Efron 1979), at 99 %.
+    Neighbouring rounds share what disturbs them, so the ratios are cut into up to 24 runs of rounds whose
+    medians count as one observation each. The interval is that of the sign test (order statistics of the
+    observations), which needs no distribution; fewer than eight observations decide nothing.
     """
     ratios = np.asarray(before) / np.asarray(after)
-    low, high = _interval(ratios)
     ratio = float(np.median(ratios))
+    blocks = np.array_split(ratios, min(len(ratios), _BLOCKS))
+    observed = np.sort([np.median(block) for block in blocks])
+    left_out = _left_out(len(observed))
+    low, high = float(observed[left_out]), float(observed[-1 - left_out])
+    if len(observed) < LEAST_ROUNDS:
+        return ratio, (high - low) / 2, "same"
     if low > 1 + LEAST_EFFECT:
-        verdict: Change = "faster"
-    elif high < 1 - LEAST_EFFECT:
-        verdict = "slower"
-    else:
-        verdict = "same"
-    return ratio, (high - low) / 2, verdict
+        return ratio, (high - low) / 2, "faster"
+    return ratio, (high - low) / 2, "slower" if high < 1 - LEAST_EFFECT else "same"
 
 
-def _interval(ratios: NDArray[np.float64]) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (_RESAMPLES, len(ratios))), axis=1)
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(medians, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def peak_memory(session: Session, sample: Feeds, worker: Worker) -> int:
-    """Bytes of resident memory that making a session like this one and running it once adds to a process.
-
-    Raises:
-        WorkerError: the model does not run.
-    """
-    with worker.fresh() as alone:
-        alone.providers()  # ONNX Runtime itself is imported by now
-        empty = alone.peak_memory()
-        alone.run(alone.open(session.model, session.target, session.threads), sample)
-        return alone.peak_memory() - empty
+def _left_out(count: int) -> int:
+    """How many observations may lie beyond each end of a 99 % interval for the median."""
+    tail, term, left_out = 0.0, 0.5**count, -1
+    while tail + term <= _ERROR / 2:
+        left_out += 1
+        tail += term
+        term *= (count - left_out) / (left_out + 1)
+    return max(left_out, 0)
 
 
 def describe(sample: Mapping[str, Value]) -> str:

@@ -28,6 +28,7 @@ SPILL_BYTES = 64 * 1024
 _ALIGNMENT = 64
 # A measurement shorter than this is repeated inside the clock, so that the clock's grain does not matter.
 _SHORTEST_TIMING_S = 0.5e-3
+_FEWEST_ROUNDS = 4
 _LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -93,15 +94,15 @@ class Runtime:
     ) -> list[list[float]]:
         """Seconds per run of each session, interleaved, one list per session.
 
-        Every round runs each session once, in an order that turns by one each round. At least three rounds
-        are made, at most ``rounds``, fewer once ``budget_s`` is spent.
+        Every round runs each session once, in an order that turns by one each round. At most ``rounds`` are
+        made, fewer once ``budget_s`` is spent, but no fewer than four.
         """
         runs = [_prepared(self._sessions[key], feeds) for key in keys]
         repeats = max(1, round(_SHORTEST_TIMING_S / max(*map(_warm_up, runs), 1e-7)))
         seconds: list[list[float]] = [[] for _ in runs]
         end = time.perf_counter() + budget_s
         for turn in range(rounds):
-            if turn >= 3 and time.perf_counter() > end:
+            if turn >= _FEWEST_ROUNDS and time.perf_counter() > end:
                 break
             for i in range(len(runs)):
                 index = (i + turn) % len(runs)

@@ -54,6 +54,7 @@ _LARGER_TRIES = 6
 # What a latency is measured with when the user names no shape: nearer to what people run than the samples.
 _WORKLOAD_IMAGE = (224, 320, 256)
 _WORKLOAD_LENGTH = (128, 256, 64)
+_WORKLOAD_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -95,25 +96,34 @@ def search(
     variables: Sequence[Variable],
     runs: Callable[[Choice], bool],
     seed: int,
-    count: int | None = None,
+    one: bool = False,
 ) -> list[Choice]:
-    """Up to ``count`` choices with which the model runs, the plainest first; empty if none was found."""
+    """Choices with which the model runs, the plainest first (or only that); empty if none was found."""
     end = time.monotonic() + _BUDGET_S
     proposals = itertools.islice(_proposals(variables, seed), _TRIES)
     base = next((choice for choice in proposals if time.monotonic() < end and runs(choice)), None)
-    if base is None:
-        return []
+    if base is None or one:
+        return [base] if base else []
     found = [base]
     for group in _groups(variables, base):
-        if count is not None and len(found) >= count:
-            break
         fitting = (
             choice
             for size in _others(group[0], base[group[0].name])
             if time.monotonic() < end and runs(choice := base | {variable.name: size for variable in group})
         )
         found += itertools.islice(fitting, _ALTERNATIVES)
-    return found[:count]
+    return found
+
+
+def enlarged(variables: Sequence[Variable], choice: Choice, runs: Callable[[Choice], bool]) -> Choice:
+    """The choice with every variable at the first of its preferred candidates with which the model runs."""
+    for variable in variables:
+        for size in variable.candidates[:_WORKLOAD_TRIES]:
+            other = choice | {variable.name: size}
+            if other == choice or runs(other):
+                choice = other
+                break
+    return choice
 
 
 def _others(variable: Variable, size: int) -> list[int]:
