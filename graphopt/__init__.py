@@ -6,6 +6,7 @@ Importing graphopt costs nothing: a public name imports its module at its first 
 from __future__ import annotations
 
 from importlib import import_module
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from graphopt import _lazy as _lazy
@@ -38,7 +39,7 @@ __all__ = ["GraphoptError", "Model", "Pass", "Pipeline", "Report", "Result", "Ru
 __all__ += ["optimize", "rule"]
 
 
-def load(path: str) -> Model:
+def load(path: str | PathLike[str]) -> Model:
     """Load a model without loss, its weights memory-mapped; see :meth:`graphopt.model.Model.load`."""
     from graphopt.model import Model
 

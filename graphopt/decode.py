@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graphopt.errors import InvalidModelError, UnsupportedModelError
 from graphopt.tensorproto import TensorReader, props
 from graphopt.typeproto import decode_type
-from graphopt.validity import check_recursion, check_versions
+from graphopt.validity import check_recursion, check_text, check_versions
 from graphopt.weights import DataFiles, MappedFile, MemoryFile
 
 DECLARED = "graphopt.value_info"
@@ -96,6 +96,8 @@ class _Decoder:
         self._unsorted: str | None = None  # a value that is read before its node comes
 
     def model(self, proto: onnx.ModelProto) -> ir.Model:
+        check_text(proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
+        check_text(*(text for c in proto.configuration for text in (c.name, *c.device)))
         configurations = [ir.serde.deserialize_model_configuration(c) for c in proto.configuration]
         self._configurations = {c.name: c for c in configurations}
         graph = self.graph(proto.graph, None, "the graph")
@@ -128,10 +130,12 @@ class _Decoder:
         self._unsorted = None
 
     def function(self, proto: onnx.FunctionProto) -> ir.Function:
+        check_text(proto.name, proto.domain, proto.overload, proto.doc_string, *proto.input, *proto.attribute)
         where = f"function {proto.name!r}"
         scope = _Scope(None, where)
         inputs = [scope.define(name, ir.Value(name=name), made=True) for name in proto.input]
         infos = {info.name: info for info in proto.value_info}
+        check_text(*infos)
         for value in inputs:
             self._describe(value, infos)
         nodes = self._nodes(proto.node, scope, infos)
@@ -150,9 +154,11 @@ class _Decoder:
         return ir.Function(proto.domain, proto.name, proto.overload, graph=graph, attributes=attributes)
 
     def graph(self, proto: onnx.GraphProto, outer: _Scope | None, where: str) -> ir.Graph:
+        check_text(proto.name, proto.doc_string)
         scope = _Scope(outer, where)
         inputs = [scope.define(i.name, self._value(i), made=True) for i in proto.input]
         infos = {info.name: info for info in proto.value_info}
+        check_text(*infos)
         initializers = self._initializers(proto, scope, infos)
         nodes = self._nodes(proto.node, scope, infos)
         outputs = self._outputs(proto.output, scope, infos)
@@ -235,6 +241,7 @@ class _Decoder:
             self._fill(value, info)
 
     def _value(self, info: onnx.ValueInfoProto) -> ir.Value:
+        check_text(info.name)
         value = ir.Value(name=info.name)
         self._fill(value, info)
         return value
@@ -242,6 +249,7 @@ class _Decoder:
     def _fill(self, value: ir.Value, info: onnx.ValueInfoProto) -> None:
         value.type, value.shape = decode_type(info.type, f"value {info.name!r}")
         if info.doc_string:
+            check_text(info.doc_string)
             value.doc_string = info.doc_string
         if info.metadata_props:
             value.metadata_props.update(props(info.metadata_props))
@@ -250,6 +258,9 @@ class _Decoder:
         self, protos: Sequence[onnx.NodeProto], scope: _Scope, infos: dict[str, onnx.ValueInfoProto]
     ) -> list[ir.Node]:
         for proto in protos:
+            check_text(
+                proto.name, proto.op_type, proto.domain, proto.overload, proto.doc_string, *proto.output
+            )
             for name in proto.output:
                 if name:
                     self._describe(scope.define(name, ir.Value(name=name), made=False), infos)
@@ -300,6 +311,7 @@ class _Decoder:
         )
 
     def attribute(self, proto: onnx.AttributeProto, scope: _Scope | None, where: str) -> ir.Attr:
+        check_text(proto.name, proto.ref_attr_name, proto.doc_string)
         try:
             kind = ir.AttributeType(proto.type) if proto.type else _guess_type(proto)
         except ValueError:
@@ -352,8 +364,9 @@ def _label(node: onnx.NodeProto) -> str:
     return f"node {made!r} ({node.op_type})"
 
 
-def _opsets(protos: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+def _opsets(protos: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
     """Domain → version; the default domain, which has two names, goes by the empty one."""
+    check_text(*(p.domain for p in protos))
     return {"" if p.domain == "ai.onnx" else p.domain: p.version for p in protos}
 
 

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import InvalidModelError, UnsupportedModelError
+from graphopt.validity import check_text
 from graphopt.weights import DataFiles, LeafTensor, MappedFile, MappedTensor, MemoryFile, SparseTensor
 
 _FIELDS_OF_TYPE = {  # where the values of a tensor may be when not in raw_data, and elements per entry
@@ -45,6 +46,7 @@ class TensorReader:
             InvalidModelError: it has more or less data than its dims and type ask for, or none.
             UnsupportedModelError: it is stored in segments.
         """
+        check_text(proto.name, proto.doc_string)
         if proto.HasField("segment"):
             raise UnsupportedModelError(f"tensor {proto.name!r} of {where} is stored in segments")
         if proto.data_type == onnx.TensorProto.STRING:
@@ -60,7 +62,7 @@ class TensorReader:
         return ir.serde.TensorProtoTensor(proto)
 
     def _mapped_tensor(self, proto: onnx.TensorProto, expected: int) -> LeafTensor:
-        entries = {entry.key: entry.value for entry in proto.external_data}
+        entries = props(proto.external_data)
         location = entries.get("location", "")
         offset, length = _range(entries, proto.name, expected)
         inside = location == self._self_location
@@ -79,7 +81,9 @@ class TensorReader:
 
 def props(entries: Iterable[onnx.StringStringEntryProto]) -> dict[str, str]:
     """Key-value entries as a dict."""
-    return {entry.key: entry.value for entry in entries}
+    found = {entry.key: entry.value for entry in entries}
+    check_text(*found, *found.values())
+    return found
 
 
 def _claimed_bytes(proto: onnx.TensorProto) -> int:

@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import UnsupportedModelError
+from graphopt.validity import check_text
 
 
 class OpaqueType(ir.TypeProtocol):
@@ -34,6 +35,7 @@ def decode_type(proto: onnx.TypeProto, where: str) -> tuple[ir.TypeProtocol | No
         UnsupportedModelError: an element type that the installed onnx does not know.
     """
     kind = proto.WhichOneof("value")
+    check_text(proto.denotation)
     if kind is None and not proto.denotation:
         return None, None
     try:
@@ -62,6 +64,7 @@ def _decode_shape(proto: onnx.TensorShapeProto) -> ir.Shape:
     for dim in proto.dim:
         kind = dim.WhichOneof("value")
         symbol = dim.dim_param if kind == "dim_param" else None
+        check_text(symbol or "", dim.denotation)
         dims.append(dim.dim_value if kind == "dim_value" else ir.SymbolicDim(symbol))
         denotations.append(dim.denotation or None)
     return ir.Shape(dims, denotations=denotations, frozen=True)

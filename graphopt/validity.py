@@ -41,6 +41,19 @@ def check_versions(proto: onnx.ModelProto) -> None:
             )
 
 
+def check_text(*texts: str) -> None:
+    """Refuse text that is not UTF-8, which protobuf reads as bytes but does not write.
+
+    Raises:
+        InvalidModelError: one of the texts is not UTF-8.
+    """
+    try:
+        "".join(texts)
+    except TypeError:
+        wrong = next(text for text in texts if not isinstance(text, str))
+        raise InvalidModelError(f"the name or text {wrong!r} is not UTF-8") from None
+
+
 def check_recursion(functions: Sequence[ir.Function]) -> None:
     """Take away functions that call no other, again and again; what stays calls itself.
 

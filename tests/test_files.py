@@ -139,6 +139,7 @@ INVALID: dict[str, tuple[bytes, str]] = {
     "negative dim": (edited(lambda m: m.graph.initializer[0].dims.__setitem__(0, -1)), "negative dim -1"),
     "unknown dtype": (edited(lambda m: setattr(m.graph.initializer[0], "data_type", 77)), "unknown type 77"),
     "no operator": (edited(lambda m: m.graph.node[0].ClearField("op_type")), "node 'm' .* no operator type"),
+    "name not UTF-8": (linear().SerializeToString().replace(b"MatMul", b"Mat\xff\xfel"), "is not UTF-8"),
     "nameless weight": (
         edited(lambda m: m.graph.initializer[0].ClearField("name")),
         "initializer .* no name",
