@@ -64,11 +64,9 @@ class DropoutInInference(Rule):
     pattern = op("Dropout", any_("x"), maybe("ratio"), maybe("training"))
 
     def rewrite(self, match: Match) -> ir.Value:
-        """The input, unless the mask is asked for."""
+        """The input."""
         assert match.root.graph is not None
         match.require(not drops(match.root, g.opset(match.model.ir, match.root.graph)), "it may be training")
-        mask_is_used = any(v.uses() or v.is_graph_output() for v in match.root.outputs[1:])
-        match.require(not mask_is_used, "its mask is used")
         return match["x"]
 
 
@@ -184,14 +182,11 @@ class PoolOfOne(Rule):
     pattern = op(("MaxPool", "AveragePool"), any_("x"))
 
     def rewrite(self, match: Match) -> ir.Value | None:
-        """The input, unless indices are asked for."""
+        """The input."""
         given = [g.attribute(match.root, name, ()) for name in ("kernel_shape", "strides")]
         pads = g.attribute(match.root, "pads", ())
-        if any(item != 1 for found in given for item in found) or any(pads) or not given[0]:
-            return None
-        indices = match.root.outputs[1:]
-        match.require(not any(v.uses() or v.is_graph_output() for v in indices), "its indices are used")
-        return match["x"]
+        ones = given[0] and all(item == 1 for found in given for item in found)
+        return match["x"] if ones and not any(pads) else None
 
 
 class Idempotent(Rule):
