@@ -415,6 +415,8 @@ class Compiler:
         report.left_out = self.left_out
         if report.verdict is not None:
             report.evidence, report.evidence_detail = report.verdict.status, report.verdict.summary()
+        else:
+            report.evidence_detail = "no comparison was asked for"
 
 
 def _pipeline(passes: Any) -> Pipeline:

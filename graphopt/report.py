@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt import graph as g
 from graphopt.errors import DataError
 from graphopt.journal import Journal, Refusal, Rewrite
+from graphopt.plain import to_json
 
 if TYPE_CHECKING:
     from graphopt.measure import Comparison
@@ -99,7 +100,7 @@ class Report:
         """Write the report as JSON, atomically."""
         from graphopt.files import write_text
 
-        write_text(path, json.dumps(self.to_dict(), indent=1, default=str) + "\n")
+        write_text(path, to_json(self.to_dict()) + "\n")
 
 
 def decisions(path: Path) -> tuple[str, frozenset[Rewrite]]:

@@ -159,4 +159,4 @@ def _once(label: str, texts: Sequence[str], limit: int | None = None) -> Iterato
 
 def _general(reason: str) -> str:
     """The reason without names and large numbers, so that equal causes are counted together."""
-    return re.sub(r"'[^']*'|\b\d[\d,]{3,}", "…", reason)
+    return re.sub(r"'[^']*'|\b\d[\d,]*(?= bytes)|\b\d[\d,]{3,}", "…", reason)
