@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from graphopt.errors import DataError, UsageError
 from graphopt.hints import Hint, hints_of, mentioned_sizes
 from graphopt.inputs import InputSpec, inputs_of
-from graphopt.sizes import Choice, Variable, dim_name, search, variables_of
+from graphopt.sizes import Choice, Variable, dim_name, enlarged, search, variables_of
 from graphopt.values import BOOL, FLOATING, STRING, Tensor, Value, dtype_of
 
 Array = NDArray[Any]
@@ -88,10 +88,12 @@ class Drawer:
         runs = self.runs
         if runs is None or not variables:
             return [plain]
-        count = 1 if workload else None
-        return search(variables, lambda choice: runs(self._draw(specs, choice, 0)), self.seed, count) or [
-            plain
-        ]
+
+        def fits(choice: Choice) -> bool:
+            return runs(self._draw(specs, choice, 0))
+
+        found = search(variables, fits, self.seed, one=workload)
+        return [enlarged(variables, choice, fits) if workload else choice for choice in found] or [plain]
 
     def _value_variables(self, specs: Sequence[InputSpec]) -> Iterator[Variable]:
         """Integers whose range the graph does not tell."""

@@ -302,3 +302,17 @@ def test_the_workload_is_larger_than_the_samples(worker):
     samples = Samples.synthetic(Drawer(ir.from_proto(model), runs=_runner(worker, model)))
     assert samples.workload()["x"].shape == (1, 3, 224, 224)
     assert next(iter(samples))["x"].shape == (1, 3, 32, 32)
+
+
+def test_the_workload_enlarges_each_dim_on_its_own(worker):
+    """The height is 48 and nothing says so; the width is free."""
+    node = helper.make_node("Reshape", ["x", "goal"], ["y"])
+    goal = _tensor("goal", np.array([0, 3, 48, -1]))
+    tall = helper.make_node("Add", ["y", "column"], ["z"])
+    column = _tensor("column", np.ones((48, 1), np.float32))
+    check = helper.make_node("Concat", ["x", "z"], ["w"], axis=3)
+    model = _model(
+        [node, tall, check], [_info("x", 1, ["n", 3, "?", "w"])], [_info("w", 1, None)], [goal, column]
+    )
+    samples = Samples.synthetic(Drawer(ir.from_proto(model), runs=_runner(worker, model)))
+    assert samples.workload()["x"].shape == (1, 3, 48, 224)
