@@ -27,6 +27,7 @@ from graphopt.encode import encode_model
 from graphopt.errors import GraphoptError
 from graphopt.merge import merge
 from graphopt.pipeline import Pass, Run
+from graphopt.typeproto import OpaqueType
 from graphopt.weights import DataFiles, MappedTensor, MemoryFile
 
 if TYPE_CHECKING:
@@ -176,11 +177,16 @@ def _require_holdable(model: ir.Model) -> None:
     if overloads:
         raise CannotHoldError(f"graphsurgeon knows no overloads, and function '{overloads[0].name}' has one")
     for graph in g.graphs(model):
-        if graph is model.graph:
-            continue
-        for value in graph.initializers.values():
+        _require_known_types(graph)
+        for value in graph.initializers.values() if graph is not model.graph else ():
             if any(use.node.graph is not graph for use in value.uses()):
                 raise CannotHoldError(f"initializer '{value.name}' of a subgraph is captured by a deeper one")
+
+
+def _require_known_types(graph: ir.Graph) -> None:
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+        if isinstance(value.type, ir.OptionalType | OpaqueType):
+            raise CannotHoldError(f"graphsurgeon cannot hold the type of '{value.name}': {value.type}")
 
 
 def _take_overridable(model: onnx.ModelProto) -> list[onnx.TensorProto]:
