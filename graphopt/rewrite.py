@@ -96,7 +96,7 @@ class Op(Pattern):
         return False
 
 
-def op(
+def op(  # noqa: PLR0913
     op_types: str | Sequence[str],
     *inputs: Pattern,
     name: str | None = None,

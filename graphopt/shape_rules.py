@@ -117,18 +117,7 @@ def broadcast(symbols: Symbols, a: Dims | None, b: Dims | None) -> Dims | None:
         return None
     rank = max(len(a), len(b))
     left, right = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
-    return tuple(broadcast_dim(symbols, x, y) for x, y in zip(left, right, strict=True))
-
-
-def broadcast_dim(symbols: Symbols, a: Dim, b: Dim) -> Dim:
-    """The dim of two broadcast ones: a number other than 1 decides, and 1 gives way."""
-    if b in (a, 1):
-        return a
-    if a == 1 or isinstance(b, int):
-        return b
-    if isinstance(a, int):
-        return a
-    return symbols.function("broadcast", *sorted((a, b)))
+    return tuple(symbols.broadcast(x, y) for x, y in zip(left, right, strict=True))
 
 
 SAME = """Relu Sigmoid Tanh Erf Sqrt Exp Log Neg Abs Floor Ceil Round Sign Reciprocal LeakyRelu Elu Selu Celu

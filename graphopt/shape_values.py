@@ -48,14 +48,6 @@ def _largest(symbols: Symbols, a: Dim, b: Dim) -> Dim:
     return symbols.function("max", *sorted((a, b), key=str), signed=signed)
 
 
-def _smallest(symbols: Symbols, a: Dim, b: Dim) -> Dim:
-    if symbols.at_least(a, b):
-        return b
-    if symbols.at_least(b, a):
-        return a
-    return symbols.function("min", *sorted((a, b), key=str))
-
-
 def _equal(symbols: Symbols, a: Dim, b: Dim) -> Dim | None:
     if a == b:
         return 1
@@ -89,7 +81,7 @@ _SCALAR: dict[str, Scalar] = {
     "Div": _divide,
     "Mod": _modulo,
     "Max": _largest,
-    "Min": _smallest,
+    "Min": Symbols.minimum,
     "Equal": _equal,
     "Less": _less,
     "Greater": lambda symbols, a, b: _less(symbols, b, a),

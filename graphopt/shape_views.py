@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import onnx_ir as ir
@@ -23,10 +23,24 @@ def _reshape(at: At) -> Sequence[Fact]:
     if target is None:
         length = at.get(1).dims
         count = length[0] if length else None
-        dims = tuple(at.symbols.fresh() for _ in range(count)) if isinstance(count, int) else None
-        return [Fact(first.dtype, dims)]
-    dims = reshaped(at.symbols, first.dims, target, zero_is_zero=bool(at.attr("allowzero", 0)))
+        unknown = tuple(at.symbols.fresh() for _ in range(count)) if isinstance(count, int) else None
+        return [Fact(first.dtype, unknown)]
+    zero_is_zero = bool(at.attr("allowzero", 0))
+    dims = reshaped(at.symbols, first.dims, target, zero_is_zero=zero_is_zero)
+    if not zero_is_zero:
+        at.shapes.observe(at.node, _proved_nonzero(at.symbols, first.dims, target, dims))
     return [Fact(first.dtype, dims, first.vector if len(dims) <= 1 else None)]
+
+
+def _proved_nonzero(symbols: Symbols, dims: Dims | None, target: Vector, result: Dims) -> Iterator[Dim]:
+    """What is not 0 in a run that passes this Reshape, as ONNX Runtime checks it.
+
+    Nothing beside a -1 may be 0, and an element that is 0 must copy a dim that exists.
+    """
+    if -1 in target:
+        yield from (dim for dim, element in zip(result, target, strict=True) if element != -1)
+    if dims is not None:
+        yield from target[len(dims) :]
 
 
 def reshaped(symbols: Symbols, dims: Dims | None, target: Vector, *, zero_is_zero: bool) -> Dims:
@@ -45,7 +59,7 @@ def _target_dim(
     element = target[i]
     if element == -1 or not symbols.is_dim(element):
         return None
-    if zero_is_zero or (isinstance(element, int) and element > 0):
+    if zero_is_zero or symbols.is_nonzero(element):
         return element
     if element == 0:
         return dims[i] if dims is not None and i < len(dims) else None
@@ -103,6 +117,8 @@ def sliced(symbols: Symbols, dim: Dim, start: Dim | None, end: Dim | None, step:
     part = _exact(dim, start, end, step)
     if part is not None and isinstance(dim, int):
         return len(range(dim)[part])
+    if start == 0 and step == 1 and symbols.is_dim(end):
+        return symbols.minimum(dim, end)
     first, last = _position(symbols, dim, start), _position(symbols, dim, end)
     if step == 1 and first is not None and last is not None:
         count = symbols.subtract(last, first)

@@ -7,7 +7,7 @@ graph outputs) is believed only for operators that no schema describes. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -32,19 +32,29 @@ class Shapes:
     Values that appear later are inferred from their producer when they are asked for.
     """
 
-    def __init__(self, model: ir.Model) -> None:
-        self.symbols = Symbols()
+    def __init__(self, model: ir.Model, symbols: Symbols | None = None) -> None:
+        self.symbols = symbols or Symbols()
         self.model = model
+        self._inputs: set[str] = set()
+        self._nonzero: set[str] = set()
         self._facts: dict[ir.Value, Fact] = {}
         self._opsets: dict[ir.Graph, int] = {}
 
     @classmethod
     def infer(cls, model: Model | ir.Model) -> Shapes:
-        """Infer everything once; the model is only read."""
-        found = cls(model if isinstance(model, ir.Model) else model.ir)
-        for graph in g.graphs(found.model):
-            found.visit(graph)
-        return found
+        """Infer everything; the model is only read.
+
+        A run that does not fail proves that some dims are not 0; when there are such, all is inferred again.
+        """
+        graph = model if isinstance(model, ir.Model) else model.ir
+        found = cls(graph)._visit_all()
+        return cls(graph, Symbols(frozenset(found._nonzero)))._visit_all() if found._nonzero else found
+
+    def observe(self, node: ir.Node, nonzero: Iterable[Dim]) -> None:
+        """Note dims of inputs that are not 0 in a run that passes a node, if the node always runs."""
+        if node.graph is self.model.graph:
+            for dim in nonzero:
+                self._nonzero.update(self.symbols.factors(dim) & self._inputs)
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """The element type of a tensor, or ``None``."""
@@ -70,6 +80,11 @@ class Shapes:
         found = self._facts.get(value)
         return self._infer(value) if found is None else found
 
+    def _visit_all(self) -> Shapes:
+        for graph in g.graphs(self.model):
+            self.visit(graph)
+        return self
+
     def visit(self, graph: ir.Graph) -> None:
         """Infer the nodes of a graph in order; what is known already stays."""
         for node in graph:
@@ -91,11 +106,20 @@ class Shapes:
             return self._constant(tensor)
         declared = self._declared(value)
         if value.graph is self.model.graph and value.shape is not None:
-            names = [d if isinstance(d, int) else d.value for d in value.shape]
-            symbols = self.symbols
-            dims = tuple(d if isinstance(d, int) and d >= 0 else symbols.declared(_text(d)) for d in names)
-            return self._complete(Fact(declared.dtype, dims))
+            return self._complete(Fact(declared.dtype, self._input_dims(value)))
         return Fact(declared.dtype)
+
+    def _input_dims(self, value: ir.Value) -> tuple[Dim, ...]:
+        assert value.shape is not None
+        dims: list[Dim] = []
+        for axis, dim in enumerate(value.shape):
+            if isinstance(dim, int) and dim >= 0:
+                dims.append(dim)
+            else:
+                text = None if isinstance(dim, int) else dim.value
+                dims.append(self.symbols.declared(text, f"{value.name}.{axis}"))
+        self._inputs.update(dim for dim in dims if isinstance(dim, str))
+        return tuple(dims)
 
     def _constant(self, tensor: ir.TensorProtocol) -> Fact:
         dims = tuple(d for d in tensor.shape if isinstance(d, int))
@@ -138,8 +162,7 @@ class Shapes:
 
     def _called(self, function: ir.Function, inputs: Sequence[Fact]) -> Sequence[Fact]:
         """The outputs of a function for the inputs of one call."""
-        inner = Shapes(self.model)
-        inner.symbols = self.symbols
+        inner = Shapes(self.model, self.symbols)
         given = [*inputs, *[UNKNOWN] * (len(function.inputs) - len(inputs))]
         inner._facts.update(zip(function.inputs, given, strict=False))
         inner.visit(function.graph)
@@ -166,7 +189,3 @@ class Shapes:
         if graph not in self._opsets:
             self._opsets[graph] = g.opset(self.model, graph)
         return self._opsets[graph]
-
-
-def _text(name: int | str | None) -> str | None:
-    return name if isinstance(name, str) else None

@@ -16,21 +16,34 @@ Polynomial = dict[Monomial, int]
 
 
 class Symbols:
-    """Makes atoms and computes with dims; strings of two different instances must not be mixed."""
+    """Makes atoms and computes with dims; strings of two different instances must not be mixed.
 
-    def __init__(self) -> None:
+    Args:
+        nonzero: atoms that are known not to be 0.
+    """
+
+    def __init__(self, nonzero: frozenset[str] = frozenset()) -> None:
         self._count = 0
+        self._nonzero = nonzero
         self._sums: dict[str, Polynomial] = {}
+        self._minima: dict[str, tuple[Dim, Dim]] = {}
+        self._broadcasts: dict[str, frozenset[str]] = {}
 
     def fresh(self, *, signed: bool = False) -> str:
         """A new atom; ``signed`` when it may be negative."""
         self._count += 1
         return f"{'~' if signed else '?'}{self._count}"
 
-    def declared(self, name: str | None) -> str:
-        """The atom of a name in the file; placeholders such as ``?`` and empty names promise nothing."""
+    @staticmethod
+    def declared(name: str | None, place: str) -> str:
+        """The atom of a dim of an input; placeholders such as ``?`` promise nothing and get one of their own.
+
+        Args:
+            name: what the file calls the dim.
+            place: input and axis, such as ``x.0``.
+        """
         if not name or name[0] in "?~" or not any(c.isalnum() for c in name):
-            return self.fresh()
+            return f"?{place}"
         return name
 
     def function(self, name: str, *arguments: Dim, signed: bool | None = None) -> str:
@@ -91,12 +104,55 @@ class Symbols:
             result[tuple(sorted(rest.elements()))] = coefficient // factor
         return self._dim(result)
 
+    def minimum(self, a: Dim, b: Dim) -> Dim:
+        """The smaller of two."""
+        if self.at_least(a, b):
+            return b
+        if self.at_least(b, a):
+            return a
+        name = self.function("min", *sorted((a, b), key=str))
+        self._minima[name] = (a, b)
+        return name
+
+    def broadcast(self, a: Dim, b: Dim) -> Dim:
+        """The dim of two that are equal or of which one is 1: a number other than 1 decides, 1 gives way.
+
+        min(c, b) beside b is b when c ≥ 2, since c < b would neither equal b nor be 1.
+        """
+        if b in (a, 1):
+            return a
+        if a == 1 or isinstance(b, int):
+            return b
+        if isinstance(a, int):
+            return a
+        parts = self._broadcasts.get(a, frozenset((a,))) | self._broadcasts.get(b, frozenset((b,)))
+        parts = frozenset(part for part in parts if not self._gives_way(part, parts))
+        name = self.function("broadcast", *sorted(parts)) if len(parts) > 1 else min(parts)
+        self._broadcasts[name] = parts
+        return name
+
+    def _gives_way(self, part: str, beside: frozenset[str]) -> bool:
+        a, b = self._minima.get(part, (0, 0))
+        return (b in beside and self.at_least(a, 2)) or (a in beside and self.at_least(b, 2))
+
     def is_dim(self, a: Dim) -> bool:
         """Whether a is provably not negative."""
         if isinstance(a, int):
             return a >= 0
         terms = self._polynomial(a).items()
         return all(factor >= 0 and not any(atom[0] == "~" for atom in atoms) for atoms, factor in terms)
+
+    def is_nonzero(self, a: Dim) -> bool:
+        """Whether a is provably not 0: a product of nonzero factors, or at least 1."""
+        terms = self._polynomial(a)
+        if len(terms) == 1:
+            return all(atom in self._nonzero for atoms in terms for atom in atoms)
+        return self.at_least(a, 1)
+
+    def factors(self, a: Dim) -> frozenset[str]:
+        """The atoms that are not 0 when a is not 0."""
+        terms = self._polynomial(a)
+        return frozenset(atom for atoms in terms for atom in atoms) if len(terms) == 1 else frozenset()
 
     def at_least(self, a: Dim, b: Dim) -> bool:
         """Whether a ≥ b provably."""

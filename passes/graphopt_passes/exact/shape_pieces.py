@@ -39,7 +39,7 @@ class Run:
 
 
 def sources(match: Match, value: ir.Value) -> list[ir.Value]:
-    """Tensors whose dims may be asked for at the root: inputs of the model, and of the Shapes that lead here."""
+    """Tensors whose dims may be asked for at the root: the model's inputs, and those of Shapes before it."""
     graph = match.root.graph
     found = list(match.model.ir.graph.inputs) if graph is match.model.ir.graph else []
     for node in _ancestors(value):

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.rewrite import Match, Rule, RulePass, any_, const, maybe, op
-from graphopt.symbols import Dim
+from graphopt.symbols import Dim, Symbols
 from graphopt_passes.exact import shape_pieces
 from graphopt_passes.exact.shape_pieces import Run
 
@@ -50,7 +50,7 @@ class ReshapeTarget(Rule):
     """Reshape(x, t) with t = (t₀, t₁, …): 0 for a tᵢ equal to dim i of x, -1 for one other unknown tᵢ.
 
     A 0 copies the dim, whatever it is. A -1 is what is left over, which ONNX Runtime computes only when no
-    other element is 0: it is used only beside positive numbers, where a tᵢ of 0 would mean the same.
+    other element is 0: it is used only beside elements that cannot be 0, where a tᵢ of 0 would mean the same.
     """
 
     pattern = op("Reshape", any_("x"), any_("target"))
@@ -79,8 +79,9 @@ def _target(match: Match, vector: tuple[Dim, ...], dims: tuple[Dim, ...]) -> lis
     match.require(len(unknown) <= 1, f"{len(unknown)} elements of the target are not known")
     for i, element in enumerate(vector):
         target.append(element if isinstance(element, int) else -1 if i in unknown else 0)
-    others = [element for i, element in enumerate(target) if i not in unknown]
-    sound = not unknown or all(element > 0 for element in others)
+    symbols = match.run.shapes(match.model).symbols
+    others = [element for i, element in enumerate(vector) if i not in unknown]
+    sound = not unknown or (-1 not in others and all(map(symbols.is_nonzero, others)))
     match.require(sound, "a -1 is ambiguous beside elements that may be 0")
     return target
 
@@ -119,17 +120,19 @@ def _kept(match: Match) -> list[Run]:
     if not g.is_op(match.root, "Concat"):
         return []
     shapes = match.run.shapes(match.model)
-    vectors = [shapes.vector(value) or () for value in match.root.inputs]
-    return [Run(len(vector), kept=value) for vector, value in zip(vectors, match.root.inputs, strict=True)]
+    vectors = [shapes.vector(value) for value in match.root.inputs]
+    if None in vectors:
+        return []
+    return [Run(len(v or ()), kept=value) for v, value in zip(vectors, match.root.inputs, strict=True) if v]
 
 
 class DimOfInput(Rule):
-    """Shape(x)[i] = Shape(t)[j] for the first input t of the model with that dim, so that all ask the same."""
+    """Shape(x)[i] = Shape(t)[j] for the model's first input t with that dim, so that all ask the same."""
 
     pattern = op("Gather", op("Shape", any_("x"), node="shape", name="dims"), const("index"))
 
     def rewrite(self, match: Match) -> ir.Value | None:
-        """The Gather on the Shape of an input."""
+        """The Gather on the Shape of the input."""
         index = match.array("index")
         shapes = match.run.shapes(match.model)
         vector = shapes.vector(match["dims"])
@@ -147,6 +150,55 @@ class DimOfInput(Rule):
             where = match.constant(position, f"{source.name}_axis")
             return match.op("Gather", [shape, where], {"axis": 0})
         return None
+
+
+class TransposeOfGroups(Rule):
+    """Reshape(Transpose(Reshape(x))) = Transpose'(x) when the Reshapes merge axes and split them again.
+
+    Transposing a merged axis moves the group of axes that it is made of; what is split off afterwards are
+    these axes again if the dims are equal, one by one.
+    """
+
+    pattern = op(
+        "Reshape",
+        op("Transpose", op("Reshape", any_("x"), any_("merge"), name="merged"), node="swap"),
+        any_("split"),
+    )
+
+    def rewrite(self, match: Match) -> ir.Value | None:
+        """One Transpose."""
+        shapes = match.run.shapes(match.model)
+        given = shapes.dims(match["x"])
+        merged, result = shapes.dims(match["merged"]), shapes.dims(match.root.outputs[0])
+        if given is None or merged is None or result is None or len(given) != len(result):
+            return None
+        groups = _groups(shapes.symbols, given, merged)
+        match.require(groups is not None, "the first Reshape does not merge whole axes")
+        assert groups is not None
+        order = g.attribute(match.node("swap"), "perm") or range(len(merged))[::-1]
+        perm = [axis for i in order for axis in groups[i]]
+        match.require(
+            tuple(given[i] for i in perm) == result, "the second Reshape does not split the same axes"
+        )
+        return match.op("Transpose", [match["x"]], {"perm": perm})
+
+
+def _groups(symbols: Symbols, given: tuple[Dim, ...], merged: tuple[Dim, ...]) -> list[list[int]] | None:
+    """Which consecutive axes each merged axis is made of; ``None`` when it is not made of whole axes."""
+    groups: list[list[int]] = []
+    axis = 0
+    for i, dim in enumerate(merged):
+        group: list[int] = []
+        size: Dim = 1
+        last = i == len(merged) - 1
+        while axis < len(given) and (size != dim or last or not group):
+            group.append(axis)
+            size = symbols.multiply(size, given[axis])
+            axis += 1
+        if size != dim:
+            return None
+        groups.append(group)
+    return groups if axis == len(given) else None
 
 
 class GatherUnsqueeze(Rule):
@@ -217,6 +269,7 @@ class SimplifyShapes(RulePass):
     name: ClassVar[str] = "simplify-shapes"
     rules: ClassVar[tuple[type[Rule], ...]] = (
         KnownVector,
+        TransposeOfGroups,
         ReshapeTarget,
         GatherUnsqueeze,
         SliceSqueeze,

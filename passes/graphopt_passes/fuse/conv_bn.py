@@ -92,7 +92,7 @@ class BatchNormPair(Rule):
 
 @dataclass(frozen=True)
 class FuseConvBn(RulePass):
-    """Merge BatchNormalization into the weights of Conv, ConvTranspose, Gemm or another BatchNormalization."""
+    """Merge BatchNormalization into the weights of Conv, ConvTranspose, Gemm or another one of its kind."""
 
     name: ClassVar[str] = "fuse-conv-bn"
     rules: ClassVar[tuple[type[Rule], ...]] = (ConvBatchNorm, BatchNormConv, BatchNormPair)

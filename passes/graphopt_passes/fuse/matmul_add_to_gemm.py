@@ -27,7 +27,8 @@ class MatMulAdd(Rule):
             g.opset(match.model.ir, match.root.graph) >= 7, "Gemm broadcasts otherwise before opset 7"
         )
         for name in "ab":
-            match.require(shapes.rank(match[name]) == 2, f"'{match[name].name}' is not known to be a matrix")
+            rank = shapes.rank(match[name])
+            match.require(rank == 2, f"'{match[name].name}' is no matrix, its rank is {rank or 'not known'}")
         match.require(shapes.dtype(match["a"]) in _DTYPES, "ONNX Runtime has no Gemm for its type")
         product, bias = shapes.dims(match["product"]), shapes.dims(match["c"])
         match.require(bias is not None, f"the shape of '{match['c'].name}' is not known")
