@@ -86,7 +86,7 @@ class Staged:
                     os.rename(self._folder / name, self._home / name)
                     moved.append(self._home / name)
                 _sync_folder(self._home)
-                os.rename(self.path, self.destination)
+                os.rename(self.path, self._home / self.destination.name)
         except BaseException:
             for path in moved:
                 path.unlink(missing_ok=True)
@@ -175,6 +175,8 @@ def copy_range(source: int, offset: int, length: int, file: BinaryIO) -> bool:
             if copied == 0 and error.errno in _UNSUPPORTED:
                 return False
             raise
+        if step == 0 and copied == 0:
+            return False
         if step == 0:
             raise SystemRefusedError("the input was shortened while it was copied")
         copied += step

@@ -23,6 +23,7 @@ from graphopt.encode import encode_model
 from graphopt.errors import InvalidModelError, UnsupportedModelError, UsageError
 from graphopt.files import Staged
 from graphopt.layout import Layout
+from graphopt.tensorproto import TensorReader
 from graphopt.weights import DataFiles, MappedFile, MappedTensor, MemoryFile
 from graphopt.wire import cut
 
@@ -87,7 +88,7 @@ class Model:
             return cls._of_proto(model)
         held = getattr(model, "model", model)  # torch.onnx.ONNXProgram.model
         if isinstance(held, ir.Model):
-            return cls(clone_model(held))
+            return _of_ir(held)
         raise UsageError(
             f"a {type(model).__name__} is no model; give a path, a ModelProto or an onnx_ir.Model"
         )
@@ -192,6 +193,21 @@ class Model:
             if layout.model_size <= PROTOBUF_LIMIT:
                 return layout
         raise UnsupportedModelError("the model exceeds 2 GB without its weights; no protobuf can hold it")
+
+
+def _of_ir(model: ir.Model) -> Model:
+    """Copy; external tensors, which take a map and a descriptor each in onnx-ir, share them."""
+    clone = clone_model(model)
+    readers: dict[str, TensorReader] = {}
+    for value in [value for graph in clone.graphs() for value in graph.initializers.values()]:
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            folder = os.fspath(tensor.base_dir)
+            if folder not in readers:
+                data_files = DataFiles(Path(folder, "model.onnx"))
+                readers[folder] = TensorReader(MemoryFile(b""), _SELF, data_files)
+            value.const_value = readers[folder].tensor(ir.serde.serialize_tensor(tensor), "the model")
+    return Model(clone, external_data=bool(readers))
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
