@@ -185,13 +185,16 @@ class Match:
         *,
         domain: str = "",
     ) -> ir.Value:
-        """A new node before the root; returns its only output. Attributes are ``ir.Attr`` or plain values."""
+        """A new node before the root; returns its only output. Attributes are ``ir.Attr`` or plain values.
+
+        The node that makes the replacement inherits the root's name; ONNX Runtime wants names to be unique.
+        """
         if isinstance(attributes, Mapping):
             attributes = ir.convenience.convert_attributes(attributes)
         given = list(inputs)
         while given and given[-1] is None:  # an omitted trailing input is left out, not written as ""
             given.pop()
-        node = ir.Node(domain, op_type, given, attributes, name=self.root.name)
+        node = ir.Node(domain, op_type, given, attributes)
         node.outputs[0].name = self.run.names(self.model).fresh(f"{g.output_name(self.root)}_{op_type}")
         self.made.append(node)
         return node.outputs[0]
@@ -357,7 +360,9 @@ class Driver:
         assert match.root.graph is not None
         match.root.graph.insert_before(match.root, match.made)
         affected = [*match.made, *old.consumers(), *self._around(match)]
-        if new.producer() in match.made:
+        maker = new.producer()
+        if maker is not None and maker in match.made:
+            maker.name, match.root.name = match.root.name, None
             g.inherit(old, new)
         else:
             g.replace(old, new)
