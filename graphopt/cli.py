@@ -15,14 +15,19 @@ from typer.exceptions import TyperException
 
 from graphopt.errors import GraphoptError, UsageError
 
-EXIT_CODES = """\
-Exit codes: 0 done; 1 the system refused (disk full, permission); 2 usage (no such input, unknown pass, output
-over input); 3 the model is invalid or unsupported; 4 parity cannot be had, or --strict was not met (nothing
-written); 5 bad data; 130 interrupted."""
+EXIT_CODES = {
+    0: "done",
+    1: "the system refused (disk full, permission, no ONNX Runtime)",
+    2: "usage (no such input, unknown pass, output over input)",
+    3: "the model is invalid or unsupported",
+    4: "parity cannot be had, or --strict was not met (nothing is written)",
+    5: "the data does not fit the model",
+    130: "interrupted",
+}
 
 app = typer.Typer(
     help="Optimize ONNX models for ONNX Runtime: verified against the original, never slower, explained.",
-    epilog=EXIT_CODES.replace("\n", " "),
+    epilog=f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}.",
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,7 +56,7 @@ def _targets(incomplete: str) -> Iterable[str]:
 RESULT, EVIDENCE, OUTPUT, DEBUG = "Result", "Verification and measurement", "Output", "Debugging"
 
 Input = Annotated[
-    Path, typer.Argument(metavar="IN.onnx", show_default=False, help="The model to read; never written to.")
+    Path, typer.Argument(metavar="IN.onnx", show_default=False, help="The model to read; it stays as it is.")
 ]
 Data = Annotated[
     str | None,

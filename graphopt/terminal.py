@@ -115,29 +115,39 @@ def describe_pass(cls: type[Pass]) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _facts(rows: Iterable[tuple[str, str]]) -> Table:
-    """Rows of a label and what is to be said about it, which wraps beside the label on terminals."""
+    """Rows of a label and what is to be said about it, which wraps beside the label."""
     from rich.table import Table
-    from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, text in rows:
-        grid.add_row(Text(label), Text(text))
-    return grid
+    return _filled(Table.grid(padding=(0, 2)), rows, "", "~", style="bold cyan")
 
 
 def _table(rows: Iterable[Sequence[str]], *head: str) -> Table:
     """A table; a leading ``>`` marks a heading of numbers, ``~`` one of text that may wrap."""
     from rich import box
     from rich.table import Table
+
+    return _filled(
+        Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold"), rows, *head
+    )
+
+
+def _filled(table: Table, rows: Iterable[Sequence[str]], *head: str, style: str = "") -> Table:
+    """The table with its columns and rows; ``style`` is that of the first column."""
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for title in head:
-        justify: Literal["left", "right"] = "right" if title[0] == ">" else "left"
-        table.add_column(title.lstrip(">~"), justify=justify, overflow="fold", no_wrap=title[0] != "~")
-    for row in rows:
+    cells = [list(row) for row in rows]
+    for index, title in enumerate(head):
+        justify: Literal["left", "right"] = "right" if title.startswith(">") else "left"
+        # rich measures a column that must not wrap by its longest word, so its width is stated.
+        width = None if title.startswith("~") else max((len(row[index]) for row in cells), default=0)
+        table.add_column(
+            title.lstrip(">~"),
+            justify=justify,
+            overflow="fold",
+            min_width=width,
+            style=style if not index else "",
+        )
+    for row in cells:
         table.add_row(*map(Text, row))
     return table
 
