@@ -8,7 +8,6 @@ loading nor saving takes more memory than the graph itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from graphopt.errors import InvalidModelError, UnsupportedModelError, UsageError
 from graphopt.files import Staged
 from graphopt.layout import Layout
 from graphopt.tensorproto import TensorReader
-from graphopt.weights import DataFiles, MappedFile, MappedTensor, MemoryFile
+from graphopt.weights import DataFiles, MappedFile, MemoryFile
 from graphopt.wire import cut
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -40,12 +39,12 @@ class Model:
     Attributes:
         ir: the graph; passes change it in place.
         path: the file that it was loaded from.
-        external_data: whether its weights lie in files of their own, and will when it is saved.
+        data_files: its external data; if there is any, the model has external data when it is saved, too.
     """
 
     ir: ir.Model
     path: Path | None = None
-    external_data: bool = False
+    data_files: frozenset[Path] = frozenset()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -112,11 +111,11 @@ class Model:
             raise InvalidModelError(
                 "not an ONNX model, or a damaged one: protobuf cannot parse it"
             ) from error
-        return cls(decode_model(proto, source, _SELF, data_files), path, data_files.used)
+        return cls(decode_model(proto, source, _SELF, data_files), path, data_files.paths)
 
     def clone(self) -> Model:
         """A copy that shares the tensors, and nothing else that a pass may change."""
-        return Model(clone_model(self.ir), self.path, self.external_data)
+        return Model(clone_model(self.ir), self.path, self.data_files)
 
     def skeleton(self) -> onnx.ModelProto:
         """The model as a protobuf in which weights of 4 KiB and more have a type and dims but no data."""
@@ -161,11 +160,15 @@ class Model:
         path = Path(path)
         self._refuse_overwriting(path, in_place)
         staged = Staged(path)
-        data_name = staged.free_name(".data")
-        layout = self._layout(external_data, data_name)
-        if layout.outside:
-            staged.write(layout.write_data, data_name)
-        staged.write(layout.write_model)
+        try:
+            data_name = staged.free_name(".data")
+            layout = self._layout(external_data, data_name)
+            if layout.outside:
+                staged.write(layout.write_data, data_name)
+            staged.write(layout.write_model)
+        except BaseException:
+            staged.discard()
+            raise
         return staged
 
     def _refuse_overwriting(self, path: Path, in_place: bool) -> None:
@@ -180,14 +183,12 @@ class Model:
                 raise UsageError(f"{path} is the input; choose another output, or say --in-place")
 
     def files(self) -> set[Path]:
-        """The files that the model reads its weights from, and its own."""
-        own = {self.path} if self.path else set()
-        tensors = (tensor for tensor in _tensors(self.ir) if isinstance(tensor, MappedTensor))
-        return own | {t.file.path for t in tensors if isinstance(t.file, MappedFile)}
+        """The files that the model came from: its own and its external data."""
+        return {*self.data_files, *([self.path] if self.path else [])}
 
     def _layout(self, external_data: bool, data_name: str) -> Layout:
         """Lay out the output: all in one file, else the initializers apart, else whatever is large."""
-        apart = external_data or self.external_data
+        apart = external_data or bool(self.data_files)
         for initializers, attributes in ((apart, False), (True, False), (True, True)):
             layout = Layout.of(self.ir, data_name, initializers=initializers, attributes=attributes)
             if layout.model_size <= PROTOBUF_LIMIT:
@@ -198,31 +199,12 @@ class Model:
 def _of_ir(model: ir.Model) -> Model:
     """Copy; external tensors, which take a map and a descriptor each in onnx-ir, share them."""
     clone = clone_model(model)
-    readers: dict[str, TensorReader] = {}
+    homes: dict[str, DataFiles] = {}
     for value in [value for graph in clone.graphs() for value in graph.initializers.values()]:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             folder = os.fspath(tensor.base_dir)
-            if folder not in readers:
-                data_files = DataFiles(Path(folder, "model.onnx"))
-                readers[folder] = TensorReader(MemoryFile(b""), _SELF, data_files)
-            value.const_value = readers[folder].tensor(ir.serde.serialize_tensor(tensor), "the model")
-    return Model(clone, external_data=bool(readers))
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Every tensor of a model, in initializers and attributes, subgraphs and functions."""
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        for part in (graph, *graph.subgraphs()):
-            yield from (v.const_value for v in part.initializers.values() if v.const_value is not None)
-            for node in part:
-                for attribute in node.attributes.values():
-                    yield from _attribute_tensors(attribute)
-
-
-def _attribute_tensors(attribute: ir.Attr) -> Sequence[ir.TensorProtocol]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.TENSOR:
-        return (attribute.as_tensor(),)
-    return attribute.as_tensors() if attribute.type == ir.AttributeType.TENSORS else ()
+            data_files = homes.setdefault(folder, DataFiles(Path(folder, "model.onnx")))
+            reader = TensorReader(MemoryFile(b""), _SELF, data_files)
+            value.const_value = reader.tensor(ir.serde.serialize_tensor(tensor), "the model")
+    return Model(clone, data_files=frozenset(path for home in homes.values() for path in home.paths))

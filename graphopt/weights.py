@@ -222,9 +222,9 @@ class DataFiles:
         self._files: dict[str, MappedFile] = {}
 
     @property
-    def used(self) -> bool:
-        """Whether the model has external data."""
-        return bool(self._files)
+    def paths(self) -> frozenset[Path]:
+        """The files that were opened."""
+        return frozenset(file.path for file in self._files.values())
 
     def open(self, location: str, tensor: str) -> MappedFile:
         """Map the file at ``location``, relative to the model's folder.
