@@ -407,3 +407,23 @@ def test_random_graphs_compute_the_same_and_do_not_grow(worker: Worker, proto: o
     assert_same(proto, model, {"x": np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)})
     assert model.file_size() <= len(proto.SerializeToString())
     assert compute(serialized(model), {"x": np.zeros((2, 3), np.float32)})
+
+
+def test_what_range_would_refuse_as_a_constant_stays_computed(worker: Worker) -> None:
+    proto = parse(
+        """g (int64[1] x) => (int64[n] y) <int64[1] a = {4}, int64 zero = {0}, int64 one = {1}>
+        { c = Squeeze(x) d = Reshape(a, x) e = Abs(a) r = Range(zero, e, one) y = Add(r, d) }"""
+    )
+    model, run = run_passes(proto, FoldConstants(), worker=worker)
+    assert ops(model)["Range"] + ops(model)["Abs"] in (0, 2)
+    assert_same(proto, model, {"x": np.array([1])})
+
+
+def test_one_folded_value_may_be_two_outputs(worker: Worker) -> None:
+    proto = parse(
+        "g (float[2] x) => (float[2] y, float[2] z) <float[2] a = {1, 2}> { y = Neg(a) z = Neg(x) }"
+    )
+    proto.graph.output.append(proto.graph.output[0])
+    model, _ = run_passes(proto, FoldConstants(), worker=worker)
+    assert ops(model) == {"Neg": 1}
+    assert [value.name for value in model.ir.graph.outputs] == ["y", "z", "y"]

@@ -149,7 +149,8 @@ class Cone:
         feeds[name] = Tensor(tensor.dtype.value, dims, _data(tensor))
 
     def _node(self, node: ir.Node) -> onnx.NodeProto:
-        proto = ir.serde.serialize_node(node)
+        proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, overload=node.overload)
+        proto.attribute.extend(map(ir.serde.serialize_attribute, node.attributes.values()))
         captured = {value.name: self.name(value) for value in g.captures(node)}
         for attribute in proto.attribute:
             for graph in (attribute.g, *attribute.graphs) if captured else ():

@@ -202,10 +202,13 @@ class _Folding:
         """Store what fits into the budget now that all sizes are known; returns whether anything was."""
         tensors = {value: to_ir(r, value.name or "") for value, r in results.items() if isinstance(r, Tensor)}
         for value in results:
-            if value not in tensors:
-                self._refuse(_maker(value), f"'{value.name}' is no tensor")
+            reason = _unfit(value, tensors.get(value))
+            if reason is not None:
+                self._refuse(_maker(value), reason)
+                tensors.pop(value, None)
         sizes = {value: tensor_bytes(tensor) for value, tensor in tensors.items()}
-        plan = self._afford([node for node in plan.nodes if node not in self.stuck], sizes)
+        if len(tensors) < len(results) or any(self._size(value) is None for value in tensors):
+            plan = self._afford([node for node in plan.nodes if node not in self.stuck], sizes)
         stored = [self._replace(v, tensors[v]) for node in plan.nodes for v in node.outputs if v in tensors]
         self.run.journal.growth[_NAME] += plan.growth
         return any(stored)
@@ -229,6 +232,15 @@ class _Folding:
             graph.register_initializer(new)
         remove_dead(node)
         return True
+
+
+def _unfit(value: ir.Value, tensor: ir.TensorProtocol | None) -> str | None:
+    """Why a result cannot be stored."""
+    if tensor is None:
+        return f"'{value.name}' is no tensor"
+    if len(tensor.shape) and any(g.is_op(use.node, "Range") for use in value.uses()):
+        return f"Range takes '{value.name}' as a vector of one element only while its shape is unknown"
+    return None
 
 
 def _maker(value: ir.Value) -> ir.Node:
