@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import graphopt
 from graphopt.journal import Journal
 from graphopt.model import Model
 from graphopt.pipeline import Pipeline, Run
@@ -413,3 +414,19 @@ def test_constants_of_every_type_come_back_as_they_were_or_the_edit_is_refused(k
         assert after.tobytes() == before.tobytes()
     assert changed or "cannot" in next(iter(run.journal.refusals)).reason
     assert changed == (kind not in REFUSED)
+
+
+def test_an_edit_that_breaks_parity_is_left_out_and_named():
+    @surgeon_pass
+    def mul_to_add(graph: gs.Graph) -> None:
+        """Make Mul an Add, which is wrong."""
+        for node in graph.nodes:
+            if node.op == "Mul":
+                node.op = "Add"
+
+    proto = relu_chain()
+    del proto.graph.quantization_annotation[:]
+    result = graphopt.optimize(proto, passes=[mul_to_add, DropRelu()], measure=False, seed=1)
+    assert [item.rewrite.rule for item in result.report.left_out] == ["mul-to-add", "drop-relu"]
+    assert result.report.evidence == "verified"
+    assert [node.op_type for node in result.model.ir.graph] == ["Relu", "Mul", "Neg"]
