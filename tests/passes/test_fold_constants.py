@@ -414,7 +414,7 @@ def test_what_range_would_refuse_as_a_constant_stays_computed(worker: Worker) ->
         """g (int64[1] x) => (int64[n] y) <int64[1] a = {4}, int64 zero = {0}, int64 one = {1}>
         { c = Squeeze(x) d = Reshape(a, x) e = Abs(a) r = Range(zero, e, one) y = Add(r, d) }"""
     )
-    model, run = run_passes(proto, FoldConstants(), worker=worker)
+    model, _ = run_passes(proto, FoldConstants(), worker=worker)
     assert ops(model)["Range"] + ops(model)["Abs"] in (0, 2)
     assert_same(proto, model, {"x": np.array([1])})
 
