@@ -40,8 +40,9 @@ _INDEXES = {
     ("EmbedLayerNormalization", 0): 2,
     ("EmbedLayerNormalization", 1): 4,
 }
-# Inputs that are a size, a count or a shape.
+# Inputs that are a size, a count, a scale or a shape.
 _SIZES = {("ConstantOfShape", 0), ("Loop", 0), ("Reshape", 1), ("Expand", 1), ("Tile", 1), ("TopK", 1)}
+_SIZES |= {("Pad", 1), ("Resize", 2), ("Upsample", 1)}
 _SIZES |= {("Resize", 3), ("Range", 1), ("Slice", 2), ("Split", 1), ("CenterCropPad", 1), ("AffineGrid", 1)}
 _RECURRENT = frozenset({"RNN", "LSTM", "GRU"})
 _COMPARES = frozenset({"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"})
@@ -56,7 +57,7 @@ class Hint:
         below: exclusive upper bound, the rows of the smallest table that the input indexes.
         mask: the values are 0 or 1.
         length: the values are lengths of sequences, positive and at most the longest.
-        size: the values are sizes or counts.
+        size: the values are sizes, counts or scales.
         constants: the integers that the graph compares the input with.
     """
 

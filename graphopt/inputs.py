@@ -23,7 +23,7 @@ class InputSpec:
     Attributes:
         name: the input's name.
         kind: what it takes; the element type and shape are those of the tensors inside.
-        elem_type: ONNX element type, 0 if unknown.
+        elem_type: ONNX element type, 0 if it holds no tensors or tensors of an unknown type.
         shape: a number, a name or None (unknown) per axis, or None if the rank is unknown.
         default: the initializer that is used when the input is not fed.
     """
@@ -71,10 +71,10 @@ def check(specs: Sequence[InputSpec], sample: Mapping[str, Any], where: str) -> 
 def _checked(spec: InputSpec, value: Any, dims: dict[str, tuple[int, str]], where: str) -> Value:
     if spec.kind == "tensor":
         return _tensor(spec, value, dims, where)
-    if spec.kind == "optional" and value is not None:
-        return _tensor(spec, value, {}, where)
     if spec.kind == "sequence":
         return [_tensor(spec, item, {}, where) for item in value]
+    if spec.kind == "optional" and spec.elem_type and value is not None:
+        return _tensor(spec, value, {}, where)
     plain: Value = value
     return plain
 
@@ -111,7 +111,7 @@ def _check_shape(
 def _kind(kind: ir.TypeProtocol | None) -> tuple[Kind, ir.TypeProtocol | None]:
     if isinstance(kind, ir.SequenceType) and isinstance(kind.elem_type, ir.TensorType):
         return "sequence", kind.elem_type
-    if isinstance(kind, ir.OptionalType) and isinstance(kind.elem_type, ir.TensorType):
+    if isinstance(kind, ir.OptionalType):
         return "optional", kind.elem_type
     return ("tensor", kind) if isinstance(kind, ir.TensorType) else ("other", None)
 

@@ -133,10 +133,12 @@ class _One:
 
     def value(self) -> Value:
         if self.spec.kind == "other":
-            raise DataError(f"input {self.spec.name!r} is a map or sparse tensor: give samples with --data")
+            raise DataError(
+                f"input {self.spec.name!r} has a type that is not drawn: give samples with --data"
+            )
         if self.spec.kind == "sequence":
             return [self._tensor() for _ in range(_SEQUENCE_LENGTH)]
-        if self.spec.kind == "optional" and self.index % 2:
+        if self.spec.kind == "optional" and (self.index % 2 or not self.spec.elem_type):
             return None
         return self._tensor()
 
@@ -160,6 +162,8 @@ class _One:
         return self.rng.random(shape) < 0.5
 
     def _floats(self, shape: tuple[int, ...]) -> Array:
+        if self.hint.size:
+            return self.rng.integers(1, 3, shape)
         normal = self.rng.standard_normal(shape)
         uniform = self.rng.random(shape)
         styles = (uniform, normal, normal * (uniform < 0.1), normal * 10, uniform * 255, normal * 0.01)

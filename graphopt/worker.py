@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from graphopt.errors import MissingRuntimeError, UsageError, WorkerError
+from graphopt.errors import MissingRuntimeError, SystemRefusedError, UsageError, WorkerError
 from graphopt.target import CPU, Target
 from graphopt.values import Feeds, Value
 
@@ -53,7 +53,8 @@ class Worker:
         custom_ops: shared libraries of custom operators to register in every session.
 
     Every method raises :class:`WorkerError` whose ``reason`` is ``failed`` (ONNX Runtime says no), ``died``,
-    ``timeout`` or ``memory``, and :class:`MissingRuntimeError` without ONNX Runtime.
+    ``timeout`` or ``memory``; :class:`MissingRuntimeError` without ONNX Runtime; and :class:`SystemRefusedError`
+    when the disk for large results is full.
     """
 
     def __init__(
@@ -170,6 +171,8 @@ class Worker:
             raise MissingRuntimeError(
                 f"ONNX Runtime cannot be imported ({_line(result)}): install graphopt[cpu] or graphopt[gpu]"
             )
+        if status == "refused":
+            raise SystemRefusedError(f"results cannot be written to {self._spill}: {_line(result)}")
         raise WorkerError(_line(result), status)
 
     def _answer(self, stream: IO[bytes]) -> tuple[str, Any]:

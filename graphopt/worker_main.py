@@ -58,6 +58,8 @@ def _answer(runtime: Any, method: str, arguments: tuple[Any, ...]) -> tuple[str,
         return "ok", getattr(runtime, method)(*arguments)
     except MemoryError as error:
         return "memory", str(error)
+    except OSError as error:  # results could not be spilled
+        return "refused", str(error)
     except Exception as error:
         out_of_memory = "bad_alloc" in str(error) or "Failed to allocate memory" in str(error)
         return "memory" if out_of_memory else "failed", str(error)

@@ -316,3 +316,14 @@ def test_the_workload_enlarges_each_dim_on_its_own(worker):
     )
     samples = Samples.synthetic(Drawer(ir.from_proto(model), runs=_runner(worker, model)))
     assert samples.workload()["x"].shape == (1, 3, 48, 224)
+
+
+def test_scales_and_pads_stay_small():
+    nodes = [
+        helper.make_node("Resize", ["x", "", "scales"], ["r"]),
+        helper.make_node("Pad", ["r", "pads"], ["y"]),
+    ]
+    inputs = [_info("x", 1, [1, 1, 4, 4]), _info("scales", 1, [4]), _info("pads", 7, [8])]
+    for sample in _draw(_model(nodes, inputs, [_info("y", 1, None)])):
+        assert set(sample["scales"].numpy()) <= {1.0, 2.0}
+        assert set(sample["pads"].numpy()) <= {1, 2, 3, 4}

@@ -1,6 +1,7 @@
 """The worker: sessions in a child process that may die, hang or run out of memory."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphopt.errors import MissingRuntimeError, WorkerError
+from graphopt.errors import MissingRuntimeError, SystemRefusedError, WorkerError
 from graphopt.target import REFERENCE, Target
 from graphopt.values import FileRange, Tensor, keep
 from graphopt.worker import Worker
@@ -171,6 +172,21 @@ def test_a_tensor_over_the_memory_limit_is_reported_as_memory():
     with Worker(memory_limit=10**9) as worker, pytest.raises(WorkerError) as error:
         worker.evaluate(model, {"x": Tensor.of(np.array([2**32]))})
     assert error.value.reason == "memory"
+
+
+def test_results_that_cannot_be_spilled_are_the_systems_refusal():
+    with Worker() as worker, pytest.raises(SystemRefusedError, match="cannot be written"):
+        shutil.rmtree(worker._spill)
+        worker.evaluate(_doubling(), {"x": Tensor.of(np.ones(100_000, np.float32))})
+
+
+def test_an_interrupt_is_the_parents_to_handle(worker):
+    worker.providers()
+    child = worker._child
+    child.send_signal(signal.SIGINT)
+    assert os.getpgid(child.pid) != os.getpgid(0)
+    assert worker.providers()
+    assert worker._child is child
 
 
 def test_interleaved_timings_pair_up(worker):
