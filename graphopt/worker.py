@@ -53,8 +53,8 @@ class Worker:
         custom_ops: shared libraries of custom operators to register in every session.
 
     Every method raises :class:`WorkerError` whose ``reason`` is ``failed`` (ONNX Runtime says no), ``died``,
-    ``timeout`` or ``memory``; :class:`MissingRuntimeError` without ONNX Runtime; and :class:`SystemRefusedError`
-    when the disk for large results is full.
+    ``timeout`` or ``memory``; :class:`MissingRuntimeError` without ONNX Runtime; and
+    :class:`SystemRefusedError` when the disk for large results is full.
     """
 
     def __init__(
