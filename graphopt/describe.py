@@ -55,10 +55,10 @@ def layer_rows(found: Inspection) -> Iterator[Sequence[str]]:
 
 
 def spell(dims: Sequence[int | str | None] | None) -> str:
-    """``1x3x224x224``; an unknown dim is ``?``, an unknown rank ``...``, a scalar ``scalar``."""
+    """``1×3×224×224``; an unknown dim is ``?``, an unknown rank ``...``, a scalar ``scalar``."""
     if dims is None:
         return "..."
-    return "x".join("?" if dim is None else str(dim) for dim in dims) or "scalar"
+    return "×".join("?" if dim is None else str(dim) for dim in dims) or "scalar"
 
 
 def _ports(label: str, ports: Sequence[Port], without: Sequence[str] = ()) -> Iterator[tuple[str, str]]:

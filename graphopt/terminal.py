@@ -144,8 +144,9 @@ def _filled(table: Table, rows: Iterable[Sequence[str]], *head: str, style: str 
             title.lstrip(">~"),
             justify=justify,
             overflow="fold",
+            no_wrap=width is not None,
             min_width=width,
-            style=style if not index else "",
+            style=style if index == 0 else "",
         )
     for row in cells:
         table.add_row(*map(Text, row))

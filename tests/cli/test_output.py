@@ -121,7 +121,7 @@ def test_inspect(call: Call, tiny: Path) -> None:
     assert [layer["op"] for layer in found["layers"]] == ["MatMul", "Relu"]
     assert found["dynamic_dims"] == ["N"] and found["opsets"] == {"ai.onnx": 17}
     assert "layers" not in _json(call("inspect", tiny, "--json").out)
-    assert "5x3" in call("inspect", tiny, "--shape", "x=5x4", "--layers").out
+    assert "5×3" in call("inspect", tiny, "--shape", "x=5x4", "--layers").out
 
 
 def test_inspect_lists_external_data(call: Call, tmp_path: Path) -> None:
