@@ -132,6 +132,8 @@ class Runtime:
             options.register_custom_ops_library(library)
         session = ort.InferenceSession(model, options, providers=list(target.providers))
         session.disable_fallback()
+        if target.providers[0] not in session.get_providers():
+            raise RuntimeError(f"{target.providers[0]} does not start on this machine")
         return session
 
     def _results(self, session: ort.InferenceSession, feeds: Mapping[str, Value]) -> dict[str, Value]:

@@ -104,7 +104,13 @@ class Worker:
         return dict(self._call("evaluate", model, dict(feeds)))
 
     def open(self, model: bytes | str | Path, target: Target = CPU, threads: int = 0) -> Session:
-        """Make a session of a file or of serialized bytes; ``threads`` 0 means ONNX Runtime's default."""
+        """Make a session of a file or of serialized bytes; ``threads`` 0 means ONNX Runtime's default.
+
+        Raises:
+            UsageError: this ONNX Runtime has no such execution provider.
+        """
+        if target.providers != CPU.providers:
+            self._require(target)
         model = model if isinstance(model, bytes) else os.fspath(model)
         key = next(self._keys)
         info = self._call("open", key, model, target, threads)
@@ -132,6 +138,14 @@ class Worker:
     def peak_memory(self) -> int:
         """Peak resident memory of the child in bytes."""
         return int(self._call("peak_memory"))
+
+    def _require(self, target: Target) -> None:
+        """Refuse a provider that is not there; ONNX Runtime itself would quietly run on the CPU."""
+        if missing := set(target.providers) - set(self.providers()):
+            raise UsageError(
+                f"target '{target.name}' needs {', '.join(sorted(missing))}, which this ONNX Runtime was built"
+                " without: install graphopt[gpu], or choose another --target"
+            )
 
     def _revive(self, session: Session) -> None:
         if session.life != self._life or self._child is None:

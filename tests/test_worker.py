@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphopt.errors import MissingRuntimeError, SystemRefusedError, WorkerError
+from graphopt.errors import MissingRuntimeError, SystemRefusedError, UsageError, WorkerError
 from graphopt.target import REFERENCE, Target
 from graphopt.values import FileRange, Tensor, keep
 from graphopt.worker import Worker
@@ -201,6 +201,14 @@ def test_a_missing_runtime_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with Worker() as worker, pytest.raises(MissingRuntimeError, match=r"install graphopt\[cpu\]"):
         worker.providers()
+
+
+def test_a_target_that_cannot_be_had_is_refused(worker):
+    with pytest.raises(UsageError, match="choose one of cpu, cuda, tensorrt"):
+        Target.named("tpu")
+    nowhere = Target("nowhere", ("NowhereExecutionProvider", "CPUExecutionProvider"))
+    with pytest.raises(UsageError, match="needs NowhereExecutionProvider"):
+        worker.open(_doubling(), nowhere)
 
 
 def test_nothing_of_the_worker_is_left_when_it_ends():
