@@ -21,7 +21,7 @@ from graphopt.validity import check_recursion, check_text, check_versions
 from graphopt.weights import DataFiles, MappedFile, MemoryFile
 
 DECLARED = "graphopt.value_info"
-"""Key in a value's meta: the model has value_info for it although it is an initializer, input or output."""
+"""Key in a value's meta: the value_info that the model has for an input or output; None for initializers."""
 OUTPUT_INFO = "graphopt.output"
 """Key in a value's meta: what the graph's outputs say of a value that is described elsewhere, a list."""
 LEFTOVERS = "graphopt.leftovers"
@@ -164,7 +164,7 @@ class _Decoder:
         outputs = self._outputs(proto.output, scope, infos)
         for value in inputs:
             if value.name in infos:
-                value.meta[DECLARED] = True
+                value.meta[DECLARED] = infos[value.name]
         graph = ir.Graph(
             inputs,
             outputs,
@@ -209,7 +209,7 @@ class _Decoder:
                 value = ir.Value(name=name, type=type_, shape=shape, const_value=tensor)
                 if name in infos:
                     self._describe(value, infos)
-                    value.meta[DECLARED] = True
+                    value.meta[DECLARED] = None
                 scope.define(name, value, made=True)
             found[name] = scope[name]
         return list(found.values())
@@ -227,7 +227,7 @@ class _Decoder:
         for value, info in zip(outputs, protos, strict=True):
             made = value.producer() is not None
             if made and info.name in infos:
-                value.meta[DECLARED] = True
+                value.meta[DECLARED] = infos[info.name]
             describes = made and value not in described and info.type.WhichOneof("value")
             if describes:
                 described.add(value)
@@ -355,7 +355,8 @@ class _Decoder:
 
 def _output(name: str, scope: _Scope) -> ir.Value:
     if name not in scope:
-        raise InvalidModelError(f"output {name!r} is not defined in {scope.where}")
+        said = "is not defined in" if scope.outer is None else "is not made by a node of"
+        raise InvalidModelError(f"output {name!r} {said} {scope.where}")
     return scope[name]
 
 

@@ -189,23 +189,27 @@ def _outputs(proto: onnx.GraphProto, graph: ir.Graph) -> None:
     for value in graph.outputs:
         index = seen[value] = seen.get(value, -1) + 1
         infos = value.meta.get(OUTPUT_INFO, [])
-        output = proto.output.add()
-        encode_value(output, value)
-        if index < len(infos) and _same_elem_type(infos[index].type, output.type):
-            output.CopyFrom(infos[index])
-            output.name = value.name or ""
+        _encode_as_said(proto.output.add(), value, infos[index] if index < len(infos) else None)
+
+
+def _encode_as_said(proto: onnx.ValueInfoProto, value: ir.Value, said: onnx.ValueInfoProto | None) -> None:
+    """Write a value as the model described it in this place, unless a pass has changed its type since."""
+    encode_value(proto, value)
+    if said is not None and _same_elem_type(said.type, proto.type):
+        proto.CopyFrom(said)
+        proto.name = value.name or ""
 
 
 def _same_elem_type(said: onnx.TypeProto, now: onnx.TypeProto) -> bool:
-    """Whether no pass has changed the element type since the model was read."""
+    """Whether a tensor's element type is still the one that was said."""
     kind = said.WhichOneof("value")
     return kind != "tensor_type" or said.tensor_type.elem_type == now.tensor_type.elem_type
 
 
 def _declared(proto: onnx.GraphProto, value: ir.Value) -> None:
     """Write what the model said in value_info of an input, initializer or output, and its annotation."""
-    if value.meta.get(DECLARED):
-        encode_value(proto.value_info.add(), value)
+    if DECLARED in value.meta:
+        _encode_as_said(proto.value_info.add(), value, value.meta[DECLARED])
     _annotation(proto, value)
 
 

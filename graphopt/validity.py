@@ -32,10 +32,13 @@ def check_versions(proto: onnx.ModelProto) -> None:
     if not proto.opset_import and proto.ir_version >= 3:
         raise InvalidModelError("the model imports no opset; state one in opset_import")
     latest = onnx.defs.onnx_opset_version()
-    for opset in proto.opset_import:
+    imports = [*proto.opset_import, *(opset for f in proto.functions for opset in f.opset_import)]
+    for opset in imports:
+        if opset.domain not in ("", "ai.onnx"):
+            continue
         if opset.version < 1:
-            raise InvalidModelError(f"opset {opset.version} of domain {opset.domain!r} does not exist")
-        if opset.domain in ("", "ai.onnx") and opset.version > latest:
+            raise InvalidModelError(f"opset {opset.version} does not exist")
+        if opset.version > latest:
             raise UnsupportedModelError(
                 f"opset {opset.version} is newer than the installed onnx ({latest}); upgrade onnx"
             )

@@ -61,6 +61,7 @@ def everything() -> onnx.ModelProto:
     graph.input[0].type.denotation = "IMAGE"
     graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
     graph.output[1].doc_string = "the input again"
+    graph.value_info.append(helper.make_tensor_value_info("branch", FLOAT, ["N", "four"]))
     for name in ("s", "fixed", "nowhere"):
         annotation = graph.quantization_annotation.add(tensor_name=name)
         annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="fixed")
