@@ -358,7 +358,7 @@ def _sqnr_db(expected: Tensor, found: Tensor) -> float | None:
     reference = numbers(expected)
     distance, _ = distances(reference, numbers(found))
     size = np.abs(reference[np.isfinite(reference)])
-    signal, noise = float(np.dot(size, size)), float(np.dot(distance, distance))
+    signal, noise = float(np.square(size).sum()), float(np.square(distance).sum())
     return 10 * float(np.log10(signal / noise)) if signal and noise else None
 
 

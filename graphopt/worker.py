@@ -143,8 +143,8 @@ class Worker:
         """Refuse a provider that is not there; ONNX Runtime itself would quietly run on the CPU."""
         if missing := set(target.providers) - set(self.providers()):
             raise UsageError(
-                f"target '{target.name}' needs {', '.join(sorted(missing))}, which this ONNX Runtime was built"
-                " without: install graphopt[gpu], or choose another --target"
+                f"target '{target.name}' needs {', '.join(sorted(missing))}, which this ONNX Runtime lacks:"
+                " install graphopt[gpu], or choose another target"
             )
 
     def _revive(self, session: Session) -> None:
