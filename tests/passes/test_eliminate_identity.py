@@ -156,6 +156,16 @@ def test_a_resize_by_one(worker: Worker, attributes: str, scale: float, gone: bo
     assert_same(proto, model, {"x": np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)})
 
 
+def test_a_region_of_ones_is_no_scale(worker: Worker) -> None:
+    proto = parse(
+        """g (float[1, 1, 3, 3] x) => (float[1, 1, 5, 3] y)
+        <float[8] roi = {1, 1, 1, 1, 1, 1, 1, 1}, int64[4] sizes = {1, 1, 5, 3}>
+        { a = Neg(x) b = Resize<mode = "linear">(a, roi, , sizes) y = Neg(b) }"""
+    )
+    model, _ = run_passes(proto, EliminateIdentity(), worker=worker)
+    assert ops(model) == {"Neg": 2, "Resize": 1}
+
+
 def test_pools_of_one_element(worker: Worker) -> None:
     text = """g (float[1, 1, 3, 3] x) => (float[1, 1, a, b] y) {{ a = Neg(x)
     b = MaxPool<kernel_shape = [1, 1]{}>(a) y = Neg(b) }}"""

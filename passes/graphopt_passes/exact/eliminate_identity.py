@@ -160,15 +160,14 @@ class SliceOfEverything(Rule):
 class ResizeToSameSize(Rule):
     """Resize(x) = x at scale 1: each output lies on an input."""
 
-    pattern = op(("Resize", "Upsample"), any_("x"), maybe("a"), maybe("b"), maybe("sizes"))
+    pattern = op(("Resize", "Upsample"), any_("x"), maybe("roi"), maybe("scales"), maybe("sizes"))
     exact_at_one: ClassVar = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
 
     def rewrite(self, match: Match) -> ir.Value | None:
         """The input, for the coordinate transformations that are exact at scale 1."""
-        scales = next(
-            (s for name in ("b", "a") if (s := g.array(match.get(name))) is not None and s.size), None
-        )
-        one = scales is not None and bool((scales == 1).all())
+        given = match.root.inputs
+        scales = g.array(given[min(len(given), 3) - 1])  # until opset 10 there is no roi before them
+        one = scales is not None and bool(scales.size) and bool((scales == 1).all())
         if not one and not (match.get("sizes") and same_dims(match, match["x"], match.root.outputs[0])):
             return None
         mode = g.attribute(match.root, "coordinate_transformation_mode", "half_pixel")
