@@ -165,8 +165,8 @@ class ResizeToSameSize(Rule):
 
     def rewrite(self, match: Match) -> ir.Value | None:
         """The input, for the coordinate transformations that are exact at scale 1."""
-        given = match.root.inputs
-        scales = g.array(given[min(len(given), 3) - 1])  # until opset 10 there is no roi before them
+        given = match.root.inputs[1:3]  # scales, from opset 11 on after the region
+        scales = g.array(given[-1]) if given else None
         one = scales is not None and bool(scales.size) and bool((scales == 1).all())
         if not one and not (match.get("sizes") and same_dims(match, match["x"], match.root.outputs[0])):
             return None
