@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.values import BOOL, FLOATING, STRING, Tensor, Value, dtype_of
+from graphopt.values import BFLOAT16, BOOL, FLOATING, STRING, Tensor, Value, dtype_of
 
 Array = NDArray[Any]
 
 SPREAD_FACTOR = 8
 FLOOR_FACTOR = 4
 SMALLEST_SCALE = 1e-6
+# Four steps of an 8-bit float are as large as the number itself: those are judged like integers.
+_ROUNDED = frozenset(elem_type for elem_type in FLOATING if elem_type <= BFLOAT16)
 
 
 @dataclass
@@ -35,8 +37,9 @@ class Spread:
     Attributes:
         of_largest: largest noise relative to the largest element (``a`` above).
         of_element: largest noise relative to its element's magnitude (``b`` above).
-        flips: most elements that differed at all; integers, booleans and strings may differ that often.
-        flip_size: the largest of these differences, for integers.
+        flips: most elements that differed at all; integers, booleans, strings and floats of 8 bits or less may
+            differ that often.
+        flip_size: the largest of these differences, for numbers.
         specials: most elements whose being NaN or Inf differed.
         unstable: the original gave different shapes, or different values on the same input.
     """
@@ -52,7 +55,7 @@ class Spread:
         """Take in the difference between two ways of computing the original's output."""
         if reference.shape != variant.shape or reference.elem_type != variant.elem_type:
             self.unstable = True
-        elif reference.elem_type in FLOATING:
+        elif reference.elem_type in _ROUNDED:
             self._observe_floats(numbers(reference), numbers(variant))
         else:
             flips, size = differing(reference, variant)
@@ -84,7 +87,7 @@ def judge(spread: Spread, reference: Tensor, candidate: Tensor) -> Judgement:
         return Judgement()
     if candidate.shape != reference.shape:
         return Judgement(wrong=f"shape {list(candidate.shape)} instead of {list(reference.shape)}")
-    if reference.elem_type in FLOATING:
+    if reference.elem_type in _ROUNDED:
         return _judge_floats(spread, reference, candidate)
     flips, size = differing(reference, candidate)
     allowed = flips <= spread.flips and size <= spread.flip_size
@@ -140,6 +143,9 @@ def differing(reference: Tensor, other: Tensor) -> tuple[int, float]:
     """How many elements differ, and by how much at most (booleans and strings: 1)."""
     a, b = reference.numpy().reshape(-1), other.numpy().reshape(-1)
     unequal = a != b
+    if reference.elem_type in FLOATING:
+        a, b = a.astype(np.float32), b.astype(np.float32)
+        unequal &= ~(np.isnan(a) & np.isnan(b))
     count = int(np.count_nonzero(unequal))
     if not count or reference.elem_type in {BOOL, STRING}:
         return count, float(count > 0)
@@ -149,7 +155,7 @@ def differing(reference: Tensor, other: Tensor) -> tuple[int, float]:
 def resolution(elem_type: int) -> float:
     """The gap between 1 and the next number of a floating type."""
     dtype = dtype_of(elem_type)
-    if dtype.kind in "fc":
+    if elem_type < BFLOAT16:  # the others are of ml_dtypes, some of which also say kind "f"
         return float(np.finfo(dtype).eps)
     import ml_dtypes
 

@@ -1,5 +1,6 @@
 """Verification: rounding passes, one wrong element does not, and without evidence nothing is verified."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -255,3 +256,15 @@ def test_shapes_and_types_must_match():
     reference = np.zeros((2, 3), np.float32)
     assert "shape" in _wrong(Spread(), reference, reference.T)
     assert "type" in _wrong(Spread(), reference, reference.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn", "int4"],
+)
+def test_low_precision_types_are_judged_by_their_own_resolution(dtype):
+    reference = np.array([1, 2, 1, 4, 2, 1]).astype(getattr(ml_dtypes, dtype, dtype))
+    candidate = reference.copy()
+    assert not _wrong(Spread(), reference, candidate)
+    candidate[3] = 1
+    assert "1 of 6" in _wrong(Spread(), reference, candidate)
