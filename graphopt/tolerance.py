@@ -37,8 +37,7 @@ class Spread:
     Attributes:
         of_largest: largest noise relative to the largest element (``a`` above).
         of_element: largest noise relative to its element's magnitude (``b`` above).
-        flips: most elements that differed at all; integers, booleans, strings and floats of 8 bits or less may
-            differ that often.
+        flips: most elements that differed at all; what is no float of 16 bits or more may differ that often.
         flip_size: the largest of these differences, for numbers.
         specials: most elements whose being NaN or Inf differed.
         unstable: the original gave different shapes, or different values on the same input.
