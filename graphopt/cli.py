@@ -11,19 +11,9 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.exceptions import TyperException
 
-from graphopt.errors import GraphoptError, UsageError
-
-EXIT_CODES = {
-    0: "done",
-    1: "the system refused (disk full, permission, no ONNX Runtime)",
-    2: "usage (no such input, unknown pass, output over input)",
-    3: "the model is invalid or unsupported",
-    4: "parity cannot be had, or --strict was not met (nothing is written)",
-    5: "the data does not fit the model",
-    130: "interrupted",
-}
+from graphopt.errors import UsageError
+from graphopt.exits import EXIT_CODES, explain
 
 app = typer.Typer(
     help="Optimize ONNX models for ONNX Runtime: verified against the original, never slower, explained.",
@@ -381,39 +371,12 @@ def main() -> None:
         if code == 130:  # typer has caught KeyboardInterrupt
             raise KeyboardInterrupt
     except BaseException as error:
-        if "--debug" in sys.argv and isinstance(error, Exception) and not isinstance(error, TyperException):
-            raise
-        code = _explain(error)
+        code = explain(error)
     sys.exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _explain(error: BaseException) -> int:
-    """Print the one line of a failure; returns the exit code."""
-    if isinstance(error, SystemExit):
-        raise error
-    text, code = _line(error)
-    typer.echo(f"graphopt: error: {' '.join(text.split())}", err=True)
-    return code
-
-
-def _line(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, GraphoptError):
-        return str(error), error.exit_code
-    if isinstance(error, TyperException):
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "graphopt"
-        return f"{error.format_message().rstrip('.')}; '{command} --help' shows the usage", 2
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; an output appears whole or not at all", 130
-    if isinstance(error, MemoryError):
-        return "out of memory; nothing was written", 1
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
-    return f"bug in graphopt ({type(error).__name__}: {str(error)[:300]}); --debug shows where", 1
 
 
 if __name__ == "__main__":

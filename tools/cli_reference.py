@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from graphopt.cli import EXIT_CODES, app
+from graphopt.cli import app
+from graphopt.exits import EXIT_CODES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 
