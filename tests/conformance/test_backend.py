@@ -1,8 +1,8 @@
 """onnx.backend.test through the default plan: no case fails that plain ONNX Runtime passes.
 
-No node case has an initializer, so each is run again with a seeded subset of its inputs bound as initializers:
-thousands of folding tests with known answers. Plain ONNX Runtime is the base line; what it cannot run counts as
-skipped, and the number that ran is asserted.
+No node case has an initializer, so each is run again with a seeded subset of its inputs bound as
+initializers: thousands of folding tests with known answers. Plain ONNX Runtime is the base line; what it
+cannot run counts as skipped, and the number that ran is asserted.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def value_of(data: Any) -> Value:
 
 
 def bound(proto: onnx.ModelProto, given: dict[str, Any], seed: int) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The model with a random subset of its tensor inputs (seed 0: all) as initializers, and what is left to feed."""
+    """A random subset of the tensor inputs (seed 0: all) as initializers, and what is left to feed."""
     rng = np.random.default_rng([seed, len(proto.SerializeToString())])
     names = [v.name for v in proto.graph.input if v.type.HasField("tensor_type") and v.name in given]
     chosen = {name for name in names if seed == 0 or rng.random() < 0.5}
