@@ -240,18 +240,22 @@ def _concat(at: At) -> Sequence[Fact]:
     if not known:
         return [Fact(dtype)]
     axis = at.axis(1, len(known[0]))
-    dims = [_agreed([dims[i] for dims in known]) for i in range(len(known[0]))]
+    complete = len(known) == len(at.inputs)
+    dims = [_agreed(at.symbols, known, i, complete) for i in range(len(known[0]))]
     dims[axis] = at.symbols.fresh()
-    if len(known) == len(at.inputs):
+    if complete:
         dims[axis] = 0
         for given in known:
             dims[axis] = at.symbols.add(dims[axis], given[axis])
     return [Fact(dtype, tuple(dims), joined([fact.vector for fact in at.inputs]))]
 
 
-def _agreed(dims: Sequence[Dim]) -> Dim:
-    """The best name of dims that must be equal for the node to run at all."""
-    return next((dim for dim in dims if isinstance(dim, int)), dims[0])
+def _agreed(symbols: Symbols, known: Sequence[Dims], axis: int, complete: bool) -> Dim:
+    """A dim of concatenated tensors beside the axis; ONNX Runtime lets empty ones differ from the others."""
+    dims = {given[axis] for given in known}
+    if len(dims) > 1 or not complete:
+        dims = {given[axis] for given in known if all(map(symbols.is_nonzero, given))}
+    return min(dims, key=str) if dims else symbols.fresh()
 
 
 @rule("Split")
