@@ -66,8 +66,21 @@ class FoldConstants(Pass):
             folding = _Folding(model, run, scope, self.max_growth)
             while folding.round():
                 pass
+            feed_scalars_to_range(scope, model, run)
         drop_uncalled(model.ir, called)
         return run.journal.revision > revision
+
+
+def feed_scalars_to_range(scope: Scope, model: Model, run: Run) -> None:
+    """Range takes vectors of one element while their shape is unknown, but as constants only scalars."""
+    for graph in (scope.graph, *scope.graph.subgraphs()):
+        for node in [node for node in graph if g.is_op(node, "Range")]:
+            for index, value in enumerate(node.inputs):
+                found = g.array(value, limit=1)
+                name = g.output_name(node)
+                if found is not None and found.ndim and run.journal.admit("scalar-for-range", name):
+                    scalar = run.new_constant(model, node, found.reshape(()), f"{name}_{index}")
+                    node.replace_input_with(index, scalar)
 
 
 @dataclass
@@ -202,10 +215,8 @@ class _Folding:
         """Store what fits into the budget now that all sizes are known; returns whether anything was."""
         tensors = {value: to_ir(r, value.name or "") for value, r in results.items() if isinstance(r, Tensor)}
         for value in results:
-            reason = _unfit(value, tensors.get(value))
-            if reason is not None:
-                self._refuse(_maker(value), reason)
-                tensors.pop(value, None)
+            if value not in tensors:
+                self._refuse(_maker(value), f"'{value.name}' is no tensor")
         sizes = {value: tensor_bytes(tensor) for value, tensor in tensors.items()}
         if len(tensors) < len(results) or any(self._size(value) is None for value in tensors):
             plan = self._afford([node for node in plan.nodes if node not in self.stuck], sizes)
@@ -232,15 +243,6 @@ class _Folding:
             graph.register_initializer(new)
         remove_dead(node)
         return True
-
-
-def _unfit(value: ir.Value, tensor: ir.TensorProtocol | None) -> str | None:
-    """Why a result cannot be stored."""
-    if tensor is None:
-        return f"'{value.name}' is no tensor"
-    if len(tensor.shape) and any(g.is_op(use.node, "Range") for use in value.uses()):
-        return f"Range takes '{value.name}' as a vector of one element only while its shape is unknown"
-    return None
 
 
 def _maker(value: ir.Value) -> ir.Node:
