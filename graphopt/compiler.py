@@ -406,7 +406,10 @@ class Compiler:
         broken = differences(before, after, frozen if may_freeze else ())
         if broken:
             raise InvalidModelError(f"bug: the result breaks the model's interface: {'; '.join(broken)}")
-        self.report.notes += notices(before, after)
+        said = tuple(built.journal.notes)
+        self.report.notes += [
+            text for text in notices(before, after) if not any(note.startswith(text) for note in said)
+        ]
 
     def _fill_report(self, built: Built) -> None:
         report = self.report

@@ -29,7 +29,7 @@ def digits(number: float) -> str:
     """Three significant digits, without an exponent for everyday numbers: ``0.84``, ``12.3``, ``1234``."""
     if number == 0 or not math.isfinite(number):
         return f"{number:g}"
-    places = 2 - math.floor(math.log10(abs(number)))
+    places = 2 - math.floor(math.log10(abs(float(f"{number:.3g}"))))
     return f"{number:.{places}f}" if 0 <= places <= 4 else f"{number:.3g}" if places > 4 else f"{number:.0f}"
 
 

@@ -57,14 +57,9 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
     """``graphopt ARGUMENTS`` in a process of its own, with this one's search path."""
     command = [sys.executable, "-m", "graphopt", *map(str, arguments)]
     search_path = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": search_path},
-        **options,  # type: ignore[call-overload]
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"PYTHONPATH": search_path}
+    return subprocess.Popen(command, text=True, env=environment, **{**pipes, **options})  # type: ignore[call-overload]
 
 
 @pytest.fixture
