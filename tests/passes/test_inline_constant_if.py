@@ -116,3 +116,18 @@ def test_kept_and_left_out_ifs_stay(worker: Worker) -> None:
     journal = Journal(left_out=frozenset({Rewrite(NAME, "z")}))
     model, _ = run_passes(parse(branches("1")), InlineConstantIf(), worker=worker, journal=journal)
     assert ops(model)["If"] == 1
+
+
+def test_shapes_that_range_must_not_know_stay_hidden(worker: Worker) -> None:
+    proto = parse(
+        """g (int64[2] x) => (int64[n] y) <bool c = {1}>
+        { a, b = If(c) <then_branch = t () => (int64[k] p, int64[m] q) { p, q = Split<num_outputs = 2>(x) },
+                        else_branch = e () => (int64[k] p, int64[m] q) { p = Abs(x) q = Neg(x) }>
+          one = Constant<value_int = 1>()
+          y = Range(a, b, one) }""",
+        opset=20,
+    )
+    model, run = run_passes(proto, InlineConstantIf(), worker=worker)
+    assert ops(model)["If"] == 1
+    assert "vector of one element" in next(iter(run.journal.refusals)).reason
+    assert_same(proto, model, {"x": np.array([2, 5])})

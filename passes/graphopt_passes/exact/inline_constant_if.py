@@ -25,30 +25,50 @@ class InlineConstantIf(Pass):
     name: ClassVar[str] = "inline-constant-if"
 
     def apply(self, model: Model, run: Run) -> bool:
-        """Inline until no If with a constant condition is left; an inlined branch may hold more of them."""
-        changed, queue = False, [node for node in g.nodes(model.ir) if g.is_op(node, "If")]
-        while queue:
-            node = queue.pop()
-            if node.graph is None or not self._inline(node, model, run):
+        """Inline from the outside in; what a branch brings along is looked at again."""
+        revision = run.journal.revision
+        for graph in [model.ir.graph, *(function.graph for function in model.ir.functions.values())]:
+            self._sweep(graph, model, run)
+        return run.journal.revision > revision
+
+    def _sweep(self, graph: ir.Graph, model: Model, run: Run) -> None:
+        stack = list(graph)
+        while stack:
+            node = stack.pop()
+            if self._may_inline(node, model, run):
+                stack += _splice(node, _branch(node), run.names(model))
                 continue
-            changed = True
-        return changed
+            for subgraph in g.subgraphs(node):
+                self._sweep(subgraph, model, run)
 
-    def _inline(self, node: ir.Node, model: Model, run: Run) -> bool:
-        condition = g.array(node.inputs[0], limit=1)
-        if condition is None:
+    def _may_inline(self, node: ir.Node, model: Model, run: Run) -> bool:
+        if not g.is_op(node, "If") or g.array(node.inputs[0], limit=1) is None:
             return False
-        if run.keeps(node):
-            run.journal.refuse(self.name, g.label(node), "to be kept (--keep)")
+        reason = "to be kept (--keep)" if run.keeps(node) else _hazard(model, run)
+        if reason is not None:
+            run.journal.refuse(self.name, g.label(node), reason)
             return False
-        if not run.journal.admit(self.name, g.output_name(node)):
-            return False
-        branch = g.attribute(node, "then_branch" if condition.item() else "else_branch")
-        _splice(node, branch, run.names(model))
-        return True
+        return run.journal.admit(self.name, g.output_name(node))
 
 
-def _splice(node: ir.Node, branch: ir.Graph, names: g.Names) -> None:
+def _hazard(model: Model, run: Run) -> str | None:
+    """Why knowing more shapes would make ONNX Runtime refuse the model: Range takes [1] only unawares."""
+    for node in [node for node in g.nodes(model.ir) if g.is_op(node, "Range")]:
+        shapes = run.shapes(model)
+        if any(shapes.dims(value) != () for value in node.inputs if value):
+            return f"{g.label(node)} may be given a vector of one element, refused once its shape is known"
+    return None
+
+
+def _branch(node: ir.Node) -> ir.Graph:
+    condition = g.array(node.inputs[0])
+    assert condition is not None
+    branch: ir.Graph = g.attribute(node, "then_branch" if condition.item() else "else_branch")
+    return branch
+
+
+def _splice(node: ir.Node, branch: ir.Graph, names: g.Names) -> list[ir.Node]:
+    """Move the branch's nodes before the If and remove it; returns the nodes."""
     assert node.graph is not None
     graph = node.graph
     results = list(branch.outputs)
@@ -61,6 +81,7 @@ def _splice(node: ir.Node, branch: ir.Graph, names: g.Names) -> None:
     for old, new in zip(node.outputs, results, strict=True):
         _hand_over(old, new, node)
     g.remove(node)
+    return moved
 
 
 def _rename(branch: ir.Graph, names: g.Names) -> None:
