@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from graphopt.errors import UnsupportedModelError, WorkerError
 from graphopt.inspection import Inspection
 from graphopt.interface import Interface, Port, differences
 from graphopt.measure import Comparison, compare
@@ -133,11 +134,15 @@ def bench(a: Path, b: Path, conditions: Conditions, progress: Progress = silent)
         for index, shapes in enumerate(workloads):
             progress("measuring", index, len(workloads))
             samples = replace(conditions, shapes=shapes).samples(original)
-            sample = Verifier(worker, a, samples, target, conditions.threads).workload()
-            comparison = compare(
-                a, b, sample, worker=worker, target=target, threads=conditions.threads, memory=True
-            )
-            comparisons.append(comparison)
+            try:
+                sample = Verifier(worker, a, samples, target, conditions.threads).workload()
+                comparisons.append(
+                    compare(
+                        a, b, sample, worker=worker, target=target, threads=conditions.threads, memory=True
+                    )
+                )
+            except WorkerError as error:
+                raise UnsupportedModelError(f"cannot measure {a} against {b}: {error}") from error
         dims = {name: value.shape for name, value in sample.items() if isinstance(value, Tensor)}
         before, after = (Side.of(path, dims) for path in (a, b))
     return Bench(before, after, tuple(comparisons))

@@ -258,6 +258,29 @@ def test_unknown_custom_op_is_optimized_structurally(call: Call, tiny: Path) -> 
     assert [node.op_type for node in onnx.load(out).graph.node] == ["Op"]
 
 
+@pytest.mark.parametrize("broken", ["a", "b"])
+def test_bench_of_a_model_that_does_not_run(call: Call, tiny: Path, broken: str) -> None:
+    other = tiny.with_name("other.onnx")
+    text = TINY.replace('["" : 17]', '["" : 17, "mine" : 1]').replace(
+        "y = Add(same, w)", "y = mine.Op(same, w)"
+    )
+    _save(other, text)
+    outcome = call("bench", *((other, tiny) if broken == "a" else (tiny, other)))
+    assert outcome.code == 3, outcome
+    _assert_one_line(outcome.err)
+
+
+def test_without_onnx_runtime(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "onnxruntime.py").write_text("raise ImportError('not installed')")
+    monkeypatch.syspath_prepend(tmp_path / "hidden")
+    child = start("optimize", tiny, tiny.with_name("out.onnx"))
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    _assert_one_line(err)
+    assert "graphopt[cpu]" in err
+
+
 def test_strict_writes_nothing_unverified(call: Call, tiny: Path) -> None:
     outcome = call("optimize", tiny, tiny.with_name("out.onnx"), "--no-verify", "--strict")
     assert outcome.code == 4
