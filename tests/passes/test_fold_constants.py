@@ -375,6 +375,17 @@ def test_a_constant_that_the_batch_does_not_use_up_stays(worker: Worker) -> None
     assert_same(proto, model, {"x": np.ones(2, np.float32)})
 
 
+def test_a_dead_node_keeps_its_constant_out_of_the_account(worker: Worker) -> None:
+    proto = parse(
+        """g (float[6] x) => (float[6] v1, float[3] v2)
+        <float[6] a = {1, 2, 3, 4, 5, 6}, float[3] b = {1, 2, 3}>
+        { v0 = Neg(x) v1 = Neg(a) v2 = Identity(b) v3 = Relu(a) }"""
+    )
+    model, _ = run_passes(proto, FoldConstants(), worker=worker)
+    assert ops(model) == {"Neg": 2, "Relu": 1}
+    assert model.file_size() <= len(proto.SerializeToString())
+
+
 UNARY = ("Neg", "Abs", "Relu", "Floor", "Identity", "Sign")
 BINARY = ("Add", "Sub", "Mul", "Max", "Min")
 

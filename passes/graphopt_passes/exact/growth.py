@@ -94,10 +94,10 @@ def _inputs(node: ir.Node) -> Iterable[ir.Value]:
 
 def _node_bytes(node: ir.Node) -> int:
     """The bytes of a node in the file: each field has a tag and a length besides its content."""
-    texts = [node.name, node.op_type, node.domain, *node.metadata_props, *node.metadata_props.values()]
-    texts += [value.name if value is not None else None for value in (*node.inputs, *node.outputs)]
+    texts = [text for text in (node.name, node.op_type, node.domain) if text]
+    texts += ["" if value is None else value.name or "" for value in (*node.inputs, *node.outputs)]
     attributes = sum(ir.serde.serialize_attribute(found).ByteSize() + 2 for found in node.attributes.values())
-    return 2 + sum(len(text) + 2 for text in texts if text is not None) + int(attributes)
+    return 2 + sum(len(text) + 2 for text in texts) + int(attributes)
 
 
 def _constant_bytes(value: ir.Value) -> int:
