@@ -32,7 +32,7 @@ class Journal:
         left_out: rewrites that must not happen again, because they broke parity or did not pay.
         without: rules that must not apply at all.
         only: when set, the rewrites that may happen (replaying the decisions of an earlier report).
-        growth: bytes that each pass with such a budget has added to the file so far.
+        file_size: bytes of the file when a pass with a budget of growth first asked.
     """
 
     limit: int | None = None
@@ -44,7 +44,7 @@ class Journal:
     notes: dict[str, None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     passes: Counter[str] = field(default_factory=Counter)
-    growth: Counter[str] = field(default_factory=Counter)
+    file_size: int | None = None
 
     def admit(self, rule: str, value: str) -> bool:
         """Count a rewrite that is about to happen; ``False`` when it must not."""

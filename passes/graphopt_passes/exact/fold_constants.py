@@ -52,7 +52,7 @@ class FoldConstants(Pass):
     Random operators stay, so do quantized weights with what decodes them, and what a caller may override.
 
     Attributes:
-        max_growth: bytes by which the file may grow.
+        max_growth: bytes by which the file may grow beyond its size when folding first ran.
     """
 
     name = _NAME
@@ -62,13 +62,23 @@ class FoldConstants(Pass):
         """Fold scope by scope until nothing more folds: what one round computes tells sizes to the next."""
         revision = run.journal.revision
         called = called_functions(model.ir)
-        for scope in list(scopes(model.ir)):
-            folding = _Folding(model, run, scope, self.max_growth)
+        promising = [scope for scope in scopes(model.ir) if foldable(scope, run, set())]
+        budget = self._budget(model, run) if promising else 0
+        for scope in promising:
+            folding = _Folding(model, run, scope, self.max_growth, budget)
             while folding.round():
                 pass
+            budget = folding.budget
+        for scope in scopes(model.ir):
             feed_scalars_to_range(scope, model, run)
         drop_uncalled(model.ir, called)
         return run.journal.revision > revision
+
+    def _budget(self, model: Model, run: Run) -> int:
+        """Bytes that may be added now: what any pass saved since the first round may be spent again."""
+        size = model.file_size()
+        run.journal.file_size = run.journal.file_size or size
+        return self.max_growth + run.journal.file_size - size
 
 
 def feed_scalars_to_range(scope: Scope, model: Model, run: Run) -> None:
@@ -91,6 +101,7 @@ class _Folding:
     run: Run
     scope: Scope
     max_growth: int
+    budget: int
     stuck: set[ir.Node] = field(default_factory=set)
 
     def round(self) -> bool:
@@ -168,7 +179,7 @@ class _Folding:
         """What fits into the budget, by the sizes that are known so far."""
         values = [value for node in nodes for value in node.outputs]
         sizes = {v: actual.get(v, self._size(v) or 0) + self._header(v) for v in values}
-        plan = affordable(nodes, sizes, self.max_growth - self.run.journal.growth[_NAME])
+        plan = affordable(nodes, sizes, self.budget)
         for node, growth in plan.refused.items():
             self._refuse(node, f"the file would grow by {growth:,} bytes (max-growth {self.max_growth:,})")
         return plan
@@ -221,7 +232,7 @@ class _Folding:
         if len(tensors) < len(results) or any(self._size(value) is None for value in tensors):
             plan = self._afford([node for node in plan.nodes if node not in self.stuck], sizes)
         stored = [self._replace(v, tensors[v]) for node in plan.nodes for v in node.outputs if v in tensors]
-        self.run.journal.growth[_NAME] += plan.growth
+        self.budget -= plan.growth
         return any(stored)
 
     def _replace(self, value: ir.Value, tensor: ir.TensorProtocol) -> bool:
