@@ -139,17 +139,15 @@ class DimOfInput(Rule):
         if index.size != 1 or vector is None or match.root.graph is not match.model.ir.graph:
             return None
         element = vector[int(index.item())]
-        for source in match.model.ir.graph.inputs:
-            dims = shapes.dims(source) or ()
-            if source is match["x"] or element not in dims:
-                if source is match["x"]:
-                    return None
-                continue
-            position = np.full(index.shape, dims.index(element), index.dtype)
-            shape = match.op("Shape", [source])
-            where = match.constant(position, f"{source.name}_axis")
-            return match.op("Gather", [shape, where], {"axis": 0})
-        return None
+        inputs = match.model.ir.graph.inputs
+        source = next((value for value in inputs if element in (shapes.dims(value) or ())), None)
+        if source is None or source is match["x"]:
+            return None
+        position = (shapes.dims(source) or ()).index(element)
+        where = match["index"]
+        if position != index.item():
+            where = match.constant(np.full_like(index, position), f"{source.name}_axis")
+        return match.op("Gather", [match.op("Shape", [source]), where], {"axis": 0})
 
 
 class TransposeOfGroups(Rule):
