@@ -96,6 +96,18 @@ TimeLimit = Annotated[
         metavar="S", rich_help_panel=EVIDENCE, help="Seconds that one call into ONNX Runtime may take."
     ),
 ]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        rich_help_panel=EVIDENCE,
+        help="Data memory that ONNX Runtime may take; default: nine tenths of the machine's.",
+    ),
+]
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _version(wanted: bool) -> None:
@@ -206,6 +218,7 @@ def optimize(
         bool, _flag("--stats", panel=OUTPUT, help="Show every rule's rewrites, refusals and their reasons.")
     ] = False,
     time_limit: TimeLimit = 600.0,
+    memory_limit: MemoryLimit = None,
     as_json: Json = False,
     quiet: Annotated[bool, _flag("-q", "--quiet", panel=OUTPUT, help="Print nothing but errors.")] = False,
     verbose: Annotated[
@@ -252,6 +265,7 @@ def optimize(
             print_after=print_after,
             dump_dir=dump_dir,
             time_limit=time_limit,
+            memory_limit=_bytes(memory_limit),
             progress=progress,
         )
     if report is not None:
@@ -282,6 +296,7 @@ def verify(
     threads: Threads = 0,
     custom_ops: CustomOps = None,
     time_limit: TimeLimit = 600.0,
+    memory_limit: MemoryLimit = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -291,7 +306,8 @@ def verify(
     from graphopt.compare import verify as run
 
     with terminal.progress(enabled=not as_json) as progress:
-        given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit)
+        memory = _bytes(memory_limit)
+        given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit, memory)
         found = run(a, b, given, progress)
     terminal.print_verification(found, as_json)
     raise typer.Exit(0 if found.ok else 4)
@@ -308,6 +324,7 @@ def bench(
     threads: Threads = 0,
     custom_ops: CustomOps = None,
     time_limit: TimeLimit = 600.0,
+    memory_limit: MemoryLimit = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -317,7 +334,8 @@ def bench(
     from graphopt.compare import bench as run
 
     with terminal.progress(enabled=not as_json) as progress:
-        given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit)
+        memory = _bytes(memory_limit)
+        given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit, memory)
         found = run(a, b, given, progress)
     terminal.print_bench(found, as_json)
 

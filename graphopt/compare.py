@@ -31,10 +31,11 @@ class Conditions:
     threads: int = 0
     custom_ops: Sequence[Path] = ()
     time_limit: float = 600.0
+    memory_limit: int | None = None
 
     def worker(self) -> Worker:
         """A new child process that runs models."""
-        return Worker(None, self.time_limit, self.custom_ops)
+        return Worker(self.memory_limit, self.time_limit, self.custom_ops)
 
     def samples(self, model: Model) -> Samples:
         """The samples for a model."""

@@ -86,7 +86,10 @@ class Run:
             at.graph.insert_before(at, [node])
             return node.outputs[0]
         value = ir.Value(
-            name=fresh, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+            name=fresh,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
         )
         model.ir.graph.register_initializer(value)
         return value

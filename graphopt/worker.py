@@ -48,7 +48,8 @@ class Worker:
     """Runs models in a child process.
 
     Args:
-        memory_limit: bytes of data memory that the child may have (RLIMIT_DATA), or None.
+        memory_limit: bytes of data memory that the child may have (RLIMIT_DATA); None is nine tenths of
+            the machine's.
         time_limit: seconds that one call may take.
         custom_ops: shared libraries of custom operators to register in every session.
 
@@ -66,7 +67,7 @@ class Worker:
         for library in custom_ops:
             if not library.is_file():
                 raise UsageError(f"no such library of custom operators: {library}")
-        self._memory_limit = memory_limit
+        self._memory_limit = memory_limit or _most_memory()
         self._time_limit = time_limit
         self._custom_ops = custom_ops
         self._spill = Path(tempfile.mkdtemp(prefix="graphopt-"))
@@ -154,7 +155,7 @@ class Worker:
 
     def _start(self) -> None:
         command = [sys.executable, "-P", "-m", "graphopt.worker_main", str(self._spill)]
-        command += [str(self._memory_limit or 0), *map(os.path.abspath, self._custom_ops)]
+        command += [str(self._memory_limit), *map(os.path.abspath, self._custom_ops)]
         search_path = os.pathsep.join(path for path in sys.path if path)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._life += 1
@@ -218,6 +219,10 @@ class Worker:
         for stream in (child.stdin, child.stdout, self._stderr):
             with contextlib.suppress(OSError):  # a pipe that still holds an unsent request
                 stream.close()
+
+
+def _most_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 9 // 10
 
 
 def _line(message: str) -> str:
