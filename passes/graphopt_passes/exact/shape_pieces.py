@@ -161,4 +161,4 @@ def dims_of(match: Match, source: ir.Value, start: int, length: int, opset: int)
     if opset >= SLICED_SHAPE:
         return match.op("Shape", [source], {"start": start, "end": start + length})
     index = match.constant(np.arange(start, start + length, dtype=np.int64), f"{source.name}_axes")
-    return match.op("Gather", [match.op("Shape", [source]), index], {"axis": 0})
+    return match.op("Gather", [match.op("Shape", [source]), index])

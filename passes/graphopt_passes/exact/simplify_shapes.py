@@ -147,7 +147,8 @@ class DimOfInput(Rule):
         where = match["index"]
         if position != index.item():
             where = match.constant(np.full_like(index, position), f"{source.name}_axis")
-        return match.op("Gather", [match.op("Shape", [source]), where], {"axis": 0})
+        attributes = list(match.root.attributes.values())
+        return match.op("Gather", [match.op("Shape", [source]), where], attributes)
 
 
 class TransposeOfGroups(Rule):
