@@ -328,7 +328,7 @@ class Compiler:
 
     def _fill_report(self, candidate: Candidate) -> None:
         report = self.report
-        report.absorb(candidate.journal)
+        report.absorb(candidate.journal, candidate.model)
         report.after = Stats.of(candidate.model)
         report.left_out = self.candidates.left_out
         if report.verdict is not None:

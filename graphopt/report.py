@@ -79,10 +79,11 @@ class Report:
     pass_seconds: dict[str, float] = field(default_factory=dict)
     pass_rewrites: dict[str, int] = field(default_factory=dict)
 
-    def absorb(self, journal: Journal) -> None:
-        """Take over what the journal of the kept result says."""
+    def absorb(self, journal: Journal, model: Model) -> None:
+        """Take over what the journal of the kept result says; refusals only of what the model still has."""
+        present = {g.label(node) for node in g.nodes(model.ir)} | set(model.ir.graph.initializers)
         self.rewrites = list(journal.rewrites)
-        self.refusals = list(journal.refusals)
+        self.refusals = [refusal for refusal in journal.refusals if refusal.where in present]
         self.notes = [*self.notes, *journal.notes]
         self.pass_seconds = dict(journal.seconds)
         self.pass_rewrites = dict(journal.passes)

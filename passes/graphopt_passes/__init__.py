@@ -17,6 +17,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.exact.simplify_shapes:SimplifyShapes",
         "replace shape computations by constants where the shape is known, without fixing dynamic dims",
     ),
+    "merge-chains": (
+        f"{_HERE}.exact.merge_chains:MergeChains",
+        "merge neighbouring Transposes, Reshapes, Squeezes, Casts and Slices",
+    ),
     "fold-constants": (
         f"{_HERE}.exact.fold_constants:FoldConstants",
         "evaluate what depends on constants only, within a budget of file growth",

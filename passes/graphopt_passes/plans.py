@@ -7,6 +7,7 @@ PLANS: dict[str, tuple[str, ...]] = {
         "eliminate-dead-code",  # first: nothing below spends time on what nobody uses
         "eliminate-identity",  # before folding: chains become visible, Identity of a weight needs no session
         "simplify-shapes",  # makes static shape computations constant, so that folding sees their consumers
+        "merge-chains",
         "fold-constants",
         "inline-constant-if",  # after folding, which finds the conditions that are constant
         "fuse-conv-bn",  # before conv-affine: BatchNormalization has its own, more accurate algebra
