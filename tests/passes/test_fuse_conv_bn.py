@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -107,6 +108,31 @@ def test_training_mode_is_refused(worker: Worker) -> None:
     model, run = run_passes(parse(text), FuseConvBn(), worker=worker)
     assert ops(model)["BatchNormalization"] == 1
     assert any("training" in refusal.reason for refusal in run.journal.refusals)
+
+
+def test_normalization_of_every_position_is_refused(worker: Worker) -> None:
+    text = f"""g (float[1,1,2,4] x) => (float[n,c,i,j] y) {CONSTANTS}
+      {{ h = Conv(x, w) y = BatchNormalization<spatial=0>(h, s, b, m, v) }}"""
+    model, run = run_passes(parse(text, opset=8), FuseConvBn(), worker=worker)
+    assert ops(model)["BatchNormalization"] == 1
+    assert any("spatial" in refusal.reason for refusal in run.journal.refusals)
+
+
+def test_bfloat16_weights_keep_their_type(worker: Worker) -> None:
+    case = Case(ml_dtypes.bfloat16)
+    rng = np.random.default_rng(0)
+    case.constant("w", normal(rng, (2, 1, 1, 1), ml_dtypes.bfloat16))
+    case.add("Conv", ["x", "w"], "h")
+    normalize(case, 1, 2, "h", "y")
+    proto = case.model(normal(rng, (1, 1, 2, 2), ml_dtypes.bfloat16), "y")
+    model, _ = run_passes(proto, FuseConvBn(), worker=worker)
+    assert ops(model) == {"Conv": 1}
+    weight = model.ir.graph[-1].inputs[1]
+    old = case.initializers
+    factor = old["y_s"].astype(float) / np.sqrt(old["y_v"].astype(float) + 1e-3)
+    wanted = (old["w"].astype(float) * factor.reshape(2, 1, 1, 1)).astype(ml_dtypes.bfloat16)
+    assert weight is not None and weight.const_value is not None
+    np.testing.assert_array_equal(weight.const_value.numpy(), wanted)
 
 
 def test_a_large_shared_weight_is_refused(worker: Worker) -> None:
