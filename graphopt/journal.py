@@ -32,7 +32,7 @@ class Journal:
         left_out: rewrites that must not happen again, because they broke parity or did not pay.
         without: rules that must not apply at all.
         only: when set, the rewrites that may happen (replaying the decisions of an earlier report).
-        file_size: bytes of the file when a pass with a budget of growth first asked.
+        file_size: bytes of the original's file; what a rewrite adds must be saved elsewhere.
     """
 
     limit: int | None = None

@@ -74,6 +74,10 @@ class Run:
         """Drop what is known of the model's names and shapes; for a pass that replaced ``model.ir``."""
         self._names = self._shapes = None
 
+    def growth_left(self, model: Model) -> int:
+        """Bytes by which the file may grow now and still not exceed the original's size."""
+        return (self.journal.file_size or 0) - model.file_size()
+
     def new_constant(
         self, model: Model, at: ir.Node, data: np.ndarray[Any, Any] | ir.TensorProtocol, name: str
     ) -> ir.Value:
@@ -158,6 +162,8 @@ class Pipeline:
 
         After every pass the observers are called with ``(pass, model, run, changed)``: they print or check.
         """
+        if run.journal.file_size is None:
+            run.journal.file_size = model.file_size()
         with as_ir4(model, run.journal):
             rounds = sum(
                 1 for _ in takewhile(bool, (self._round(model, run) for _ in range(self.max_rounds)))

@@ -36,6 +36,14 @@ __all__ = ["Match", "Op", "Pattern", "Rule", "RulePass", "any_", "const", "maybe
 Array = np.ndarray[Any, Any]
 
 
+_NODE_BYTES = 96  # what a node takes in the file at least; a rewrite removes those that it matched
+
+
+def _constant_bytes(value: ir.Value) -> int:
+    tensor = g.constant(value)
+    return 0 if tensor is None else tensor.nbytes
+
+
 class RefusedError(Exception):
     """Raised inside a rule by :meth:`Match.require`; the driver records the reason."""
 
@@ -109,6 +117,13 @@ class Match:
         value = self.run.new_constant(self.model, self.root, data, name)
         self.constants.append(value)
         return value
+
+    def growth(self) -> int:
+        """Bytes of the new constants less those of the constants that only the matched nodes use."""
+        matched = set(self.nodes.values())
+        used = {value for node in matched for value in node.inputs if value is not None}
+        freed = [v for v in used if not v.is_graph_output() and {use.node for use in v.uses()} <= matched]
+        return sum(map(_constant_bytes, self.constants)) - sum(map(_constant_bytes, freed))
 
     # What patterns use.
 
@@ -208,6 +223,7 @@ class Driver:
                 self.by_type.setdefault((rule.pattern.domain, op_type), []).append(rule)
         self.queue: deque[ir.Node] = deque(n for n in g.nodes(model.ir) if self._rules(n))
         self.queued = set(self.queue)
+        self.credit: int | None = None
         self.hits_left = 10 * sum(1 for _ in g.nodes(model.ir)) + 100
 
     def _rules(self, node: ir.Node) -> list[Rule]:
@@ -254,6 +270,7 @@ class Driver:
     def _commit(self, rule: Rule, match: Match, new: ir.Value) -> bool:
         old = match.root.outputs[0]
         reason = None if new.producer() in match.made else g.can_replace(old, new)
+        reason = reason or self._unaffordable(match)
         if reason is not None:
             self.run.journal.refuse(rule.name, g.label(match.root), reason)
         if reason is not None or not self.run.journal.admit(rule.name, old.name or ""):
@@ -261,6 +278,18 @@ class Driver:
             return False
         self._splice(match, old, new)
         return True
+
+    def _unaffordable(self, match: Match) -> str | None:
+        """Why new constants would make the file grow past its budget: what they replace is needed elsewhere."""
+        growth = match.growth()
+        if growth <= _NODE_BYTES * len(match.nodes):
+            return None
+        if self.credit is None:
+            self.credit = self.run.growth_left(self.model)
+        if growth > self.credit:
+            return f"the file would grow by {growth:,} bytes: the constants that change are shared"
+        self.credit -= growth
+        return None
 
     def _splice(self, match: Match, old: ir.Value, new: ir.Value) -> None:
         assert match.root.graph is not None

@@ -76,9 +76,7 @@ class FoldConstants(Pass):
 
     def _budget(self, model: Model, run: Run) -> int:
         """Bytes that may be added now: what any pass saved since the first round may be spent again."""
-        size = model.file_size()
-        run.journal.file_size = run.journal.file_size or size
-        return self.max_growth + run.journal.file_size - size
+        return self.max_growth + run.growth_left(model)
 
 
 def feed_scalars_to_range(scope: Scope, model: Model, run: Run) -> None:

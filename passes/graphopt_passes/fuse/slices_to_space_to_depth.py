@@ -36,6 +36,7 @@ class SliceConcatToSpaceToDepth(Rule):
             return None
         found = [patch for patch in patches if patch is not None]
         channels = self._channels(match, found)
+        match.nodes |= {g.label(node): node for patch in found for node in patch.nodes}
         order = [_BLOCK * patch.starts[0] + patch.starts[1] for patch in found]
         depth = match.op("SpaceToDepth", [found[0].source], {"blocksize": _BLOCK})
         if order == sorted(order):
