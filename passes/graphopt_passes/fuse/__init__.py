@@ -1,0 +1,1 @@
+"""Passes that merge operators into the constants and attributes of their neighbours."""

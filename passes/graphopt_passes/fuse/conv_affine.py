@@ -124,7 +124,7 @@ class MatMulScale(Rule):
         match.require(w.ndim == 2, "its weight is no matrix")
         affine = _affine(match, 1, axis=0)
         match.require(affine.scale.size in (1, w.shape[1]), "the constant has more columns")
-        new = linear.rounded(match, match["w"], w * affine.scale, match.node("linear"))
+        new = linear.rounded(match, match["w"], w * affine.scale)
         return match.op("MatMul", [match["x"], new])
 
 
@@ -141,7 +141,7 @@ class ScaleMatMul(Rule):
         _require_rank(match, match["x"])
         _require_width(match, match["x"], -1, affine)
         match.require(affine.scale.size in (1, w.shape[0]), "the constant has more rows")
-        new = linear.rounded(match, match["w"], w * affine.scale.reshape(-1, 1), match.root)
+        new = linear.rounded(match, match["w"], w * affine.scale.reshape(-1, 1))
         return match.op("MatMul", [match["x"], new])
 
 

@@ -15,7 +15,6 @@ from graphopt import graph as g
 from graphopt.rewrite import Match
 
 Array = np.ndarray[Any, Any]
-SMALL = 4096  # bytes that a shared weight may cost when only one of its users gets a new one
 _MANTISSA_BITS = {
     ir.DataType.DOUBLE: 52,
     ir.DataType.FLOAT: 23,
@@ -51,15 +50,10 @@ def weight(match: Match, value: ir.Value | None, what: str) -> Array:
     return tensor.numpy().astype(np.float64)
 
 
-def rounded(match: Match, old: ir.Value, new: Array, owner: ir.Node) -> ir.Value:
-    """A new constant in the place of ``old``, in its dtype."""
+def rounded(match: Match, old: ir.Value, new: Array) -> ir.Value:
+    """A new constant in the place of ``old``, in its dtype; the engine judges what a shared one costs."""
     tensor = g.constant(old)
     assert tensor is not None
-    users = {use.node for use in old.uses()}
-    match.require(
-        (users == {owner} and not old.is_graph_output()) or tensor.nbytes <= SMALL,
-        f"the weight '{old.name}' is shared and would be stored twice",
-    )
     return stored(match, new, tensor.dtype, old.name or "weight")
 
 
@@ -125,7 +119,7 @@ def _gemm(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
 def _rebuilt(match: Match, node: ir.Node, merged: Array, count: int, affine: Affine) -> ir.Value:
     x, w = node.inputs[0], node.inputs[1]
     assert w is not None
-    new_w = rounded(match, w, merged, node) if affine.scales else w
+    new_w = rounded(match, w, merged) if affine.scales else w
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     new_bias = _bias(match, node, bias, count, affine)
     attributes = [a for a in node.attributes.values() if not (node.op_type == "Gemm" and a.name == "beta")]
@@ -146,7 +140,7 @@ def _bias(match: Match, node: ir.Node, old: ir.Value | None, count: int, affine:
     )
     beta = float(g.attribute(node, "beta", 1.0)) if node.op_type == "Gemm" else 1.0
     merged = np.broadcast_to(bias.reshape(-1) * beta * affine.scale + affine.shift, (count,))
-    return rounded(match, old, merged, node)
+    return rounded(match, old, merged)
 
 
 def _norm(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
@@ -155,8 +149,8 @@ def _norm(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
     assert scale is not None and bias is not None
     new_scale, new_bias = scale, bias
     if affine.scales:
-        new_scale = rounded(match, scale, weight(match, scale, "scale") * affine.scale, node)
-    new_bias = rounded(match, bias, weight(match, bias, "bias") * affine.scale + affine.shift, node)
+        new_scale = rounded(match, scale, weight(match, scale, "scale") * affine.scale)
+    new_bias = rounded(match, bias, weight(match, bias, "bias") * affine.scale + affine.shift)
     return match.op(node.op_type, [x, new_scale, new_bias, mean, variance], list(node.attributes.values()))
 
 
@@ -169,7 +163,7 @@ def before(match: Match, node: ir.Node, x: ir.Value, affine: Affine) -> ir.Value
     bias_only = Affine(np.ones(1), np.atleast_1d(shift * float(g.attribute(node, "alpha", 1.0))))
     old_w, old_bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     assert old_w is not None
-    new_w = rounded(match, old_w, merged, node) if affine.scales else old_w
+    new_w = rounded(match, old_w, merged) if affine.scales else old_w
     new_bias = _bias(match, node, old_bias, shift.size, bias_only) if affine.shifts else old_bias
     attributes = [a for a in node.attributes.values() if not (affine.shifts and a.name == "beta")]
     return match.op(node.op_type, [x, new_w] if new_bias is None else [x, new_w, new_bias], attributes)
