@@ -123,7 +123,7 @@ def broadcast(symbols: Symbols, a: Dims | None, b: Dims | None) -> Dims | None:
 SAME = """Relu Sigmoid Tanh Erf Sqrt Exp Log Neg Abs Floor Ceil Round Sign Reciprocal LeakyRelu Elu Selu Celu
 Softplus Softsign HardSigmoid HardSwish Mish Gelu Swish Identity Clip Softmax LogSoftmax Hardmax LRN
 InstanceNormalization GroupNormalization LpNormalization MeanVarianceNormalization RMSNormalization Trilu
-CumSum Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh ThresholdedRelu Shrink PRelu BitwiseNot Not
+CumSum Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh ThresholdedRelu Shrink PRelu BitwiseNot
 ReverseSequence ScatterND ScatterElements Scatter LayerNormalization"""
 
 
@@ -132,6 +132,13 @@ def _same(at: At) -> Sequence[Fact]:
     first = at.get(0)
     vector = first.vector if at.node.op_type == "Identity" else None
     return [Fact(first.dtype, first.dims, vector)]
+
+
+@rule("Not")
+def _not(at: At) -> Sequence[Fact]:
+    first = at.get(0)
+    opposite = None if first.vector is None else tuple(at.symbols.subtract(1, v) for v in first.vector)
+    return [Fact(first.dtype, first.dims, opposite)]
 
 
 @rule("IsNaN", "IsInf")

@@ -295,7 +295,9 @@ def _rounded(symbols: Symbols, dim: Dim, stride: int, *, up: bool) -> Dim:
 
 @rule("If")
 def _if(at: At) -> Sequence[Fact]:
-    branches = [at.attr("then_branch"), at.attr("else_branch")]
+    branches = [at.attr("else_branch"), at.attr("then_branch")]
+    if at.get(0).vector in ((0,), (1,)):
+        branches = [branches[at.get(0).vector == (1,)]] * 2
     for branch in branches:
         at.shapes.visit(branch)
     pairs = zip(*(branch.outputs for branch in branches), strict=True)

@@ -80,6 +80,10 @@ class Shapes:
         found = self._facts.get(value)
         return self._infer(value) if found is None else found
 
+    def at(self, node: ir.Node) -> At:
+        """A node with what is known of its inputs."""
+        return At(node, [self.fact(value) for value in node.inputs], self, self._opset(node))
+
     def _visit_all(self) -> Shapes:
         for graph in g.graphs(self.model):
             self.visit(graph)
@@ -149,7 +153,7 @@ class Shapes:
         if g.is_op(node, "Constant"):
             tensor = g.constant_node_tensor(node)
             return [UNKNOWN if tensor is None else self._constant(tensor)]
-        at = At(node, [self.fact(v) for v in node.inputs], self, self._opset(node))
+        at = self.at(node)
         function = self.model.functions.get(node.op_identifier())
         if function is not None:
             return self._called(function, at.inputs)

@@ -25,6 +25,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.exact.fold_constants:FoldConstants",
         "evaluate what depends on constants only, within a budget of file growth",
     ),
+    "decide-conditions": (
+        f"{_HERE}.exact.decide_conditions:DecideConditions",
+        "make an If's condition constant when the model fails with any other value of it",
+    ),
     "inline-constant-if": (
         f"{_HERE}.exact.inline_constant_if:InlineConstantIf",
         "replace an If whose condition is constant by the branch that it takes",

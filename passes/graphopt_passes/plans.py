@@ -9,6 +9,7 @@ PLANS: dict[str, tuple[str, ...]] = {
         "simplify-shapes",  # makes static shape computations constant, so that folding sees their consumers
         "merge-chains",
         "fold-constants",
+        "decide-conditions",  # after shapes are simplified, right before the branches are inlined
         "inline-constant-if",  # after folding, which finds the conditions that are constant
         "fuse-conv-bn",  # before conv-affine: BatchNormalization has its own, more accurate algebra
         "fuse-conv-affine",

@@ -44,14 +44,14 @@ class InlineConstantIf(Pass):
     def _may_inline(self, node: ir.Node, model: Model, run: Run) -> bool:
         if not g.is_op(node, "If") or g.array(node.inputs[0], limit=1) is None:
             return False
-        reason = "to be kept (--keep)" if run.keeps(node) else _hazard(model, run)
+        reason = "to be kept (--keep)" if run.keeps(node) else hazard(model, run)
         if reason is not None:
             run.journal.refuse(self.name, g.label(node), reason)
             return False
         return run.journal.admit(self.name, g.output_name(node))
 
 
-def _hazard(model: Model, run: Run) -> str | None:
+def hazard(model: Model, run: Run) -> str | None:
     """Why knowing more shapes would make ONNX Runtime refuse the model: Range takes [1] only unawares."""
     for node in [node for node in g.nodes(model.ir) if g.is_op(node, "Range")]:
         shapes = run.shapes(model)
