@@ -280,7 +280,7 @@ class Driver:
         return True
 
     def _unaffordable(self, match: Match) -> str | None:
-        """Why new constants would make the file grow past its budget: what they replace is needed elsewhere."""
+        """Why new constants do not fit the budget of growth: what they replace is needed elsewhere."""
         growth = match.growth()
         if growth <= _NODE_BYTES * len(match.nodes):
             return None
