@@ -146,6 +146,24 @@ def test_inside_a_branch_only_its_own_uses_are_decided(worker: Worker) -> None:
         assert_same(proto, model, {"d": np.array(d), "c": np.array(c)} | feeds({"x": (2, 3)}))
 
 
+def test_a_failure_around_the_if_that_holds_the_branch_counts(worker: Worker) -> None:
+    """While the inner If runs, the outer one is its then branch, so that v is what Transpose is given."""
+    proto = parse(
+        """g (bool d, bool c, float[2, 3] x) => (float[m] y) <int64[1] zero = {0}, int64[1] last = {-1}>
+        { o = If(d) <then_branch = t () => (float[] p) {
+              v = If(c) <then_branch = t2 () => (float[] q) { q = Identity(x) },
+                         else_branch = e2 () => (float[] q) { q = Unsqueeze(x, zero) }>
+              p = Neg(v) },
+            else_branch = e () => (float[] p) { p = Squeeze(x) }>
+          turned = Transpose<perm = [1, 0]>(o)
+          y = Reshape(turned, last) }"""
+    )
+    model, _ = run_passes(proto, DecideConditions(), InlineConstantIf(), worker=worker)
+    assert ops(model)["If"] == 1
+    for d, c in ((True, True), (False, True), (False, False)):
+        assert_same(proto, model, {"d": np.array(d), "c": np.array(c)} | feeds({"x": (2, 3)}))
+
+
 def stays(text: str, worker: Worker, *, keep: str = "", journal: Journal | None = None) -> list[str]:
     """The reasons why no condition was decided."""
     model, run = run_passes(parse(text), DecideConditions(), worker=worker, keep=keep, journal=journal)
