@@ -192,6 +192,23 @@ def is_dead(node: ir.Node) -> bool:
     return not any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
+def dying(root: ir.Node) -> set[ir.Node]:
+    """The nodes that only the root needs, itself included: they go when it goes."""
+    found = {root}
+    stack = [value.producer() for value in root.inputs if value is not None]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found and _needed_only_by(node, found):
+            found.add(node)
+            stack += [value.producer() for value in node.inputs if value is not None]
+    return found
+
+
+def _needed_only_by(node: ir.Node, users: set[ir.Node]) -> bool:
+    outputs = node.outputs
+    return not any(v.is_graph_output() or any(use.node not in users for use in v.uses()) for v in outputs)
+
+
 def remove(node: ir.Node) -> None:
     """Take a dead node out of its graph, detached from its inputs and from what its subgraphs capture."""
     assert node.graph is not None

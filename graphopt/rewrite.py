@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import graph as g
+from graphopt.footprint import constant_bytes, node_bytes
 from graphopt.patterns import Op, Pattern, any_, const, maybe, op
 from graphopt.pipeline import Pass, Run
 
@@ -36,12 +37,7 @@ __all__ = ["Match", "Op", "Pattern", "Rule", "RulePass", "any_", "const", "maybe
 Array = np.ndarray[Any, Any]
 
 
-_NODE_BYTES = 96  # what a node takes in the file at least; a rewrite removes those that it matched
-
-
-def _constant_bytes(value: ir.Value) -> int:
-    tensor = g.constant(value)
-    return 0 if tensor is None else tensor.nbytes
+SMALL = 128  # bytes of a constant, with its name, that is not worth leaving a node for
 
 
 class RefusedError(Exception):
@@ -119,11 +115,15 @@ class Match:
         return value
 
     def growth(self) -> int:
-        """Bytes of the new constants less those of the constants that only the matched nodes use."""
-        matched = set(self.nodes.values())
-        used = {value for node in matched for value in node.inputs if value is not None}
-        freed = [v for v in used if not v.is_graph_output() and {use.node for use in v.uses()} <= matched]
-        return sum(map(_constant_bytes, self.constants)) - sum(map(_constant_bytes, freed))
+        """Bytes of what is new less those of all that only the root needs; small constants are free."""
+        if not any(constant_bytes(value) > SMALL for value in self.constants):
+            return 0
+        dying = g.dying(self.root)
+        used = {value for node in dying for value in node.inputs if value is not None}
+        stored = [value for value in used if value.is_initializer() and not value.is_graph_output()]
+        freed = [value for value in stored if {use.node for use in value.uses()} <= dying]
+        removed = sum(map(node_bytes, dying)) + sum(map(constant_bytes, freed))
+        return sum(map(node_bytes, self.made)) + sum(map(constant_bytes, self.constants)) - removed
 
     # What patterns use.
 
@@ -280,9 +280,9 @@ class Driver:
         return True
 
     def _unaffordable(self, match: Match) -> str | None:
-        """Why new constants do not fit the budget of growth: what they replace is needed elsewhere."""
+        """Why what is new does not fit the budget of growth: what it replaces is needed elsewhere."""
         growth = match.growth()
-        if growth <= _NODE_BYTES * len(match.nodes):
+        if growth <= 0:
             return None
         if self.credit is None:
             self.credit = self.run.growth_left(self.model)

@@ -149,7 +149,8 @@ def _predicate(at: At) -> Sequence[Fact]:
 @rule("Dropout")
 def _dropout(at: At) -> Sequence[Fact]:
     first = at.get(0)
-    return [Fact(first.dtype, first.dims), Fact(DataType.BOOL, first.dims)]
+    mask = DataType.BOOL if at.opset >= 10 else first.dtype
+    return [Fact(first.dtype, first.dims), Fact(mask, first.dims)]
 
 
 @rule("BatchNormalization")
@@ -163,6 +164,8 @@ def _cast(at: At) -> Sequence[Fact]:
     first, to = at.get(0), DataType(at.attr("to"))
     integer = (DataType.INT64, DataType.INT32)
     vector = first.vector if to in integer and first.dtype in (*integer, DataType.BOOL) else None
+    if vector is not None and to is DataType.INT32 and first.dtype is DataType.INT64:  # only dims fit
+        vector = tuple(e if at.symbols.is_dim(e) else at.symbols.fresh(signed=True) for e in vector)
     return [Fact(to, first.dims, vector)]
 
 
@@ -295,7 +298,7 @@ def _squeeze(at: At) -> Sequence[Fact]:
     if first.dims is None:
         return [Fact(first.dtype)]
     axes = at.axes(1, len(first.dims))
-    if axes is None:
+    if not axes:
         if any(isinstance(dim, str) for dim in first.dims):
             return [Fact(first.dtype)]
         axes = [i for i, dim in enumerate(first.dims) if dim == 1]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VECTOR_LIMIT = 128
 _RULES = {**RULES, **VIEWS}
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+_LIMITS = {ir.DataType.INT64: 2**63, ir.DataType.INT32: 2**31}
 
 
 class Shapes:
@@ -176,6 +177,8 @@ class Shapes:
         """Give every element of a small integer tensor a symbol, so that equal ones are seen later."""
         if fact.dims is not None and not all(map(self.symbols.is_dim, fact.dims)):
             fact = fact._replace(dims=tuple(map(self._as_dim, fact.dims)))
+        if fact.vector is not None and fact.dtype in _LIMITS:
+            fact = fact._replace(vector=tuple(self._as_element(e, _LIMITS[fact.dtype]) for e in fact.vector))
         if fact.vector is not None or fact.dims is None or fact.dtype not in INTEGERS or len(fact.dims) > 1:
             return fact
         size = fact.dims[0] if fact.dims else 1
@@ -186,6 +189,11 @@ class Shapes:
     def _as_dim(self, dim: Dim) -> Dim:
         """A dim that arithmetic could not prove to be none below 0, under a name of its own."""
         return dim if self.symbols.is_dim(dim) else self.symbols.function("dim", dim, signed=False)
+
+    def _as_element(self, element: Dim, limit: int) -> Dim:
+        """An element that does not fit its type wrapped around to some other number."""
+        fits = not isinstance(element, int) or -limit <= element < limit
+        return element if fits else self.symbols.fresh(signed=True)
 
     def _opset(self, node: ir.Node) -> int:
         graph = node.graph

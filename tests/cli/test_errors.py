@@ -327,6 +327,11 @@ def test_folder_without_permission(tiny: Path) -> None:
     _assert_one_line(err)
 
 
+def _listen() -> None:
+    """A job in the background of a shell inherits that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def stuck(heavy: Path, tmp_path: Path) -> subprocess.Popen[str]:
     """An ``optimize`` in the middle of its verification, with the result staged."""
@@ -337,7 +342,8 @@ def stuck(heavy: Path, tmp_path: Path) -> subprocess.Popen[str]:
         "    time.sleep(600)\n"
         "    yield {}\n"
     )
-    child = start("optimize", heavy, heavy.with_name("out.onnx"), "--data", "slow:samples", cwd=tmp_path)
+    arguments = ("optimize", heavy, heavy.with_name("out.onnx"), "--data", "slow:samples")
+    child = start(*arguments, cwd=tmp_path, preexec_fn=_listen)
     deadline = time.monotonic() + 120
     while not (tmp_path / "started").exists():
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()

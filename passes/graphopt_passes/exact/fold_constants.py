@@ -14,11 +14,13 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.errors import WorkerError
+from graphopt.footprint import header_bytes, tensor_bytes
 from graphopt.pipeline import Pass, Run
 from graphopt.values import Tensor, Value
+from graphopt_passes.analysis.divisors import divided_by_zero
 from graphopt_passes.exact.constant_cone import Cone, Scope, foldable, frontier, is_stored, scopes, to_ir
 from graphopt_passes.exact.eliminate_dead_code import called_functions, drop_uncalled, remove_dead
-from graphopt_passes.exact.growth import Plan, affordable, header_bytes, tensor_bytes
+from graphopt_passes.exact.growth import Plan, affordable
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -224,14 +226,20 @@ class _Folding:
         """Store what fits into the budget now that all sizes are known; returns whether anything was."""
         tensors = {value: to_ir(r, value.name or "") for value, r in results.items() if isinstance(r, Tensor)}
         for value in results:
-            if value not in tensors:
-                self._refuse(_maker(value), f"'{value.name}' is no tensor")
+            reason = self._unfit(value, tensors.get(value))
+            if reason is not None:
+                tensors.pop(value, None)
+                self._refuse(_maker(value), reason)
         sizes = {value: tensor_bytes(tensor) for value, tensor in tensors.items()}
         if len(tensors) < len(results) or any(self._size(value) is None for value in tensors):
             plan = self._afford([node for node in plan.nodes if node not in self.stuck], sizes)
         stored = [self._replace(v, tensors[v]) for node in plan.nodes for v in node.outputs if v in tensors]
         self.budget -= plan.growth
         return any(stored)
+
+    @staticmethod
+    def _unfit(value: ir.Value, tensor: ir.TensorProtocol | None) -> str | None:
+        return f"'{value.name}' is no tensor" if tensor is None else divided_by_zero(value, tensor.numpy)
 
     def _replace(self, value: ir.Value, tensor: ir.TensorProtocol) -> bool:
         """Let a constant of the same name in the same graph take the value's place."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt import graph as g
+from graphopt.footprint import constant_bytes, node_bytes
 from graphopt_passes.exact.constant_cone import frontier, is_stored
 
 # Smaller constants do not tie values to one decision: hundreds of nodes share a 0 or a 1.
@@ -74,7 +75,7 @@ def _growth(group: list[ir.Node], sizes: Mapping[ir.Value, int]) -> int:
     inside = _with_subgraphs(group)
     added = sum(sizes[value] for value in frontier(group))
     freed = {value for node in group for value in _inputs(node) if _is_freed(value, inside)}
-    return added - sum(map(_node_bytes, group)) - sum(map(_constant_bytes, freed))
+    return added - sum(map(node_bytes, group)) - sum(map(constant_bytes, freed))
 
 
 def _with_subgraphs(group: list[ir.Node]) -> set[ir.Node]:
@@ -90,32 +91,6 @@ def _is_freed(value: ir.Value, inside: set[ir.Node]) -> bool:
 
 def _inputs(node: ir.Node) -> Iterable[ir.Value]:
     return (value for value in (*node.inputs, *g.captures(node)) if value is not None)
-
-
-def _node_bytes(node: ir.Node) -> int:
-    """The bytes of a node in the file: each field has a tag and a length besides its content."""
-    texts = [text for text in (node.name, node.op_type, node.domain) if text]
-    texts += ["" if value is None else value.name or "" for value in (*node.inputs, *node.outputs)]
-    attributes = sum(ir.serde.serialize_attribute(found).ByteSize() + 2 for found in node.attributes.values())
-    return 2 + sum(len(text) + 2 for text in texts) + int(attributes)
-
-
-def _constant_bytes(value: ir.Value) -> int:
-    tensor = g.constant(value)
-    assert tensor is not None
-    return tensor_bytes(tensor) + header_bytes(value.name or "", len(tensor.shape))
-
-
-def header_bytes(name: str, rank: int) -> int:
-    """The bytes that an initializer takes besides its data: tags, lengths, type, dims and name."""
-    return 10 + 2 * rank + len(name.encode())
-
-
-def tensor_bytes(tensor: ir.TensorProtocol) -> int:
-    """The bytes of a tensor's data in the file."""
-    if isinstance(tensor, ir.StringTensor):
-        return sum(len(text) + 2 for text in tensor.string_data())
-    return int(tensor.nbytes)
 
 
 def _groups(nodes: list[ir.Node]) -> list[list[ir.Node]]:
@@ -134,7 +109,7 @@ def _groups(nodes: list[ir.Node]) -> list[list[ir.Node]]:
             producer = value.producer()
             if producer in parent:
                 parent[root(node)] = root(producer)
-            elif is_stored(value) and _constant_bytes(value) > _SMALL:
+            elif is_stored(value) and constant_bytes(value) > _SMALL:
                 parent[root(node)] = root(users.setdefault(value, node))
     groups: dict[ir.Node, list[ir.Node]] = defaultdict(list)
     for node in nodes:

@@ -36,7 +36,10 @@ class InlineConstantIf(Pass):
         while stack:
             node = stack.pop()
             if self._may_inline(node, model, run):
-                stack += _splice(node, _branch(node), run.names(model))
+                branch = _branch(node)
+                if graph in g.function_graphs(model.ir):
+                    _write_initializers_as_nodes(branch)
+                stack += _splice(node, branch, run.names(model))
                 continue
             for subgraph in g.subgraphs(node):
                 self._sweep(subgraph, model, run)
@@ -65,6 +68,17 @@ def _branch(node: ir.Node) -> ir.Graph:
     assert condition is not None
     branch: ir.Graph = g.attribute(node, "then_branch" if condition.item() else "else_branch")
     return branch
+
+
+def _write_initializers_as_nodes(branch: ir.Graph) -> None:
+    """Turn initializers into Constant nodes: the body of a function has no place for them."""
+    for value in list(branch.initializers.values()):
+        assert value.const_value is not None
+        constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", value.const_value)])
+        del branch.initializers[value.name or ""]
+        g.inherit(value, constant.outputs[0])
+        first = next(iter(branch), None)
+        branch.append(constant) if first is None else branch.insert_before(first, [constant])
 
 
 def _splice(node: ir.Node, branch: ir.Graph, names: g.Names) -> list[ir.Node]:

@@ -85,11 +85,14 @@ class ReshapeAndBack(Rule):
 
 
 def axes_of(node: ir.Node) -> list[int] | None:
-    """The constant axes of a Squeeze or Unsqueeze: an attribute until opset 12, then an input."""
+    """The constant axes of a Squeeze or Unsqueeze: an attribute until opset 12, then an input.
+
+    ``None`` when they are computed, left out, or none at all, which a Squeeze takes for all axes of 1.
+    """
     given = g.attribute(node, "axes")
     if given is None and len(node.inputs) > 1:
         given = g.array(node.inputs[1])
-    return None if given is None else [int(axis) for axis in given]
+    return None if given is None or not np.size(given) else [int(axis) for axis in np.ravel(given)]
 
 
 class UnsqueezeOfUnsqueeze(Rule):
@@ -99,14 +102,14 @@ class UnsqueezeOfUnsqueeze(Rule):
 
     def rewrite(self, match: Match) -> ir.Value | None:
         """One Unsqueeze; axes that count from the end would need the rank."""
-        a, b = match.array("a").tolist(), match.array("b").tolist()
-        match.require(min(*a, *b) >= 0, "negative axes")
+        a, b = match.array("a").ravel().tolist(), match.array("b").ravel().tolist()
+        match.require(min([*a, *b], default=0) >= 0, "negative axes")
         axes = np.array(sorted([*b, *self._moved(a, b)]), np.int64)
         return match.op("Unsqueeze", [match["x"], match.constant(axes, f"{match.root.outputs[0].name}_axes")])
 
     @staticmethod
     def _moved(a: list[int], b: list[int]) -> list[int]:
-        free = [place for place in range(max(a) + len(b) + 1) if place not in b]
+        free = [place for place in range(max(a, default=0) + len(b) + 1) if place not in b]
         return [free[axis] for axis in a]
 
 

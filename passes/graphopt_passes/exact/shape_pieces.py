@@ -114,23 +114,8 @@ def _common(dims: Sequence[Dim], rest: Sequence[Dim]) -> int:
 
 
 def cone(root: ir.Node) -> set[ir.Node]:
-    """The nodes that only the root needs, itself included."""
-    found = {root}
-    stack = [value.producer() for value in root.inputs if value is not None]
-    while stack:
-        node = stack.pop()
-        if node is None or node in found or not _only(node, found):
-            continue
-        found.add(node)
-        stack.extend(value.producer() for value in node.inputs if value is not None)
-    return found
-
-
-def _only(node: ir.Node, users: set[ir.Node]) -> bool:
-    if g.is_op(node, "Constant"):
-        return False
-    outputs = node.outputs
-    return not any(v.is_graph_output() or any(use.node not in users for use in v.uses()) for v in outputs)
+    """The nodes that only the root needs, itself included; Constants do not count."""
+    return {node for node in g.dying(root) if not g.is_op(node, "Constant")}
 
 
 def build(match: Match, runs: Sequence[Run], vector: Sequence[Dim], opset: int) -> ir.Value:

@@ -14,7 +14,9 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.rewrite import Match, Rule, RulePass, any_, const, maybe, op
 from graphopt.symbols import Dim, Symbols
+from graphopt_passes.analysis.divisors import divided_by_zero
 from graphopt_passes.exact import shape_pieces
+from graphopt_passes.exact.merge_chains import axes_of
 from graphopt_passes.exact.shape_pieces import Run
 
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Where", "ReduceProd", "ReduceSum")
@@ -43,6 +45,8 @@ class KnownVector(Rule):
             not output.is_graph_output(), f"graph output '{output.name}' would become an initializer"
         )
         data = np.array(fact.vector, fact.dtype.numpy()).reshape([len(fact.vector)] if fact.dims else [])
+        zero = divided_by_zero(output, lambda: data)
+        match.require(zero is None, zero or "")
         return match.constant(data, output.name or "known")
 
 
@@ -214,7 +218,7 @@ class GatherUnsqueeze(Rule):
         if index.ndim or rank is None:
             return None
         axis = int(g.attribute(match.node("gather"), "axis", 0)) % rank
-        axes = _axes(match)
+        axes = axes_of(match.root) or []
         match.require(len(axes) == 1 and axes[0] % rank == axis, "the new axis is not the gathered one")
         one = match.constant(index.reshape(1), f"{match['index'].name}_1d")
         return match.op("Gather", [match["x"], one], {"axis": axis})
@@ -241,7 +245,8 @@ class SliceSqueeze(Rule):
         """The Gather of one position."""
         starts, ends = match.array("starts"), match.array("ends")
         rank = match.run.shapes(match.model).rank(match["x"])
-        axes, sliced, steps = _axes(match), g.array(match.get("slice_axes")), g.array(match.get("steps"))
+        sliced, steps = g.array(match.get("slice_axes")), g.array(match.get("steps"))
+        axes = axes_of(match.root) or []
         if len(starts) != 1 or rank is None or len(axes) != 1 or (match.get("steps") and steps is None):
             return None
         match.require(match.get("slice_axes") is None or sliced is not None, "the axes are no constant")
@@ -252,13 +257,6 @@ class SliceSqueeze(Rule):
             return None
         index = match.constant(np.array(start, np.int64), f"{match.root.outputs[0].name}_index")
         return match.op("Gather", [match["x"], index], {"axis": axis})
-
-
-def _axes(match: Match) -> list[int]:
-    """The axes of the root, an attribute or a constant input; none when they are left out or computed."""
-    value = match.get("axes")
-    given = g.attribute(match.root, "axes", ()) if value is None else g.array(value)
-    return [] if given is None else [int(axis) for axis in given]
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ class AffineLinear(Rule):
         """The linear node on the operand of the arithmetic."""
         rank = linear.weight(match, match["w"], "weight").ndim
         affine = _affine(match, rank)
+        _require_rank(match, match["x"], rank)
         _require_width(match, match["x"], 1, affine)
         require_no_border(match, match.root, affine)
         return linear.before(match, match.root, match["x"], affine)
@@ -138,16 +139,18 @@ class ScaleMatMul(Rule):
         w = linear.weight(match, match["w"], "weight")
         match.require(w.ndim == 2, "its weight is no matrix")
         affine = _affine(match, 1, axis=0)
-        _require_rank(match, match["x"])
+        _require_rank(match, match["x"], 1)
         _require_width(match, match["x"], -1, affine)
         match.require(affine.scale.size in (1, w.shape[0]), "the constant has more rows")
         new = linear.rounded(match, match["w"], w * affine.scale.reshape(-1, 1))
         return match.op("MatMul", [match["x"], new])
 
 
-def _require_rank(match: Match, value: ir.Value) -> None:
-    rank = match.run.shapes(match.model).rank(value)
-    match.require(rank is not None and rank >= 1, f"the rank of '{value.name}' is not known")
+def _require_rank(match: Match, value: ir.Value, least: int) -> None:
+    """Refuse when the constant may raise its operand to the rank that the linear operator takes at least."""
+    k, rank = g.constant(match["k"]), match.run.shapes(match.model).rank(value)
+    raises = k is None or len(k.shape) >= least
+    match.require(not raises or (rank or 0) >= least, f"the constant may raise the rank of '{value.name}'")
 
 
 @dataclass(frozen=True)

@@ -212,5 +212,6 @@ def per_channel(match: Match, constant: Array, rank: int, axis: int = 1) -> Arra
     """
     match.require(constant.ndim <= rank, "the constant may raise the rank")
     shape = (1,) * (rank - constant.ndim) + constant.shape
+    match.require(constant.size > 0, "the constant is empty")
     match.require(constant.size == shape[axis], "the constant varies along other axes than the channels")
     return constant.reshape(-1)

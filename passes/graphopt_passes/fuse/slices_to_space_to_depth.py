@@ -98,12 +98,12 @@ class Patch:
 
 
 def _bounds(node: ir.Node) -> dict[int, tuple[int, int]] | None:
-    """Axis → (start, step) of a Slice with constant, non-negative starts that runs to each axis's end."""
+    """Axis → (start, step) of a Slice with constant starts within a block that runs to each axis's end."""
     arrays = [g.array(value) for value in node.inputs[1:]]
     if len(arrays) < 4 or any(array is None for array in arrays):
         return None
     starts, ends, axes, steps = ([int(n) for n in array.ravel()] for array in arrays if array is not None)
-    if min(starts) < 0 or min(axes) < 0 or min(ends) < np.iinfo(np.int32).max:
+    if min(starts) < 0 or max(starts) >= _BLOCK or min(axes) < 0 or min(ends) < np.iinfo(np.int32).max:
         return None
     return dict(zip(axes, zip(starts, steps, strict=True), strict=True))
 
