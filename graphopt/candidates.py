@@ -14,10 +14,10 @@ from graphopt.pipeline import Observer, Pipeline, Run
 from graphopt.report import LeftOut
 
 if TYPE_CHECKING:
-    from graphopt.files import Staged
     from graphopt.model import Model
+    from graphopt.runtime.worker import Worker
+    from graphopt.storage.files import Staged
     from graphopt.target import Target
-    from graphopt.worker import Worker
 
 _SAME_RULE_LIMIT = 3
 

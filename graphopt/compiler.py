@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.candidates import Candidate, Candidates
 from graphopt.errors import InvalidModelError, ParityError, UsageError, WorkerError
-from graphopt.files import check_destination
 from graphopt.journal import Journal
 from graphopt.legacy import FIRST_WITH_CONSTANTS
 from graphopt.model import Model
@@ -19,17 +18,18 @@ from graphopt.observers import FingerprintCheck, dump, print_after
 from graphopt.options import Options
 from graphopt.pipeline import Observer, Pass, Run
 from graphopt.report import LeftOut, Report, Stats
+from graphopt.runtime.worker import Worker
 from graphopt.search import first_failure
+from graphopt.storage.files import check_destination
 from graphopt.target import CPU, Target
-from graphopt.worker import Worker
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from graphopt.measure import Comparison
-    from graphopt.samples import Samples
-    from graphopt.verify import Verdict, Verifier
+    from graphopt.proof.measure import Comparison
+    from graphopt.proof.verify import Verdict, Verifier
+    from graphopt.samples.sampling import Samples
 
     Source = str | Path | Model | onnx.ModelProto | ir.Model
 
@@ -148,7 +148,7 @@ class Compiler:
     # Verifying.
 
     def _samples(self) -> Samples:
-        from graphopt.samples import Samples
+        from graphopt.samples.sampling import Samples
 
         options = self.options
         override = not options.freeze_initializers
@@ -156,7 +156,7 @@ class Compiler:
 
     @cached_property
     def _verifier(self) -> Verifier:
-        from graphopt.verify import Verifier
+        from graphopt.proof.verify import Verifier
 
         return Verifier(
             self.worker,
@@ -255,7 +255,7 @@ class Compiler:
         return not self.options.verify or self._check(trial).ok
 
     def _compare(self, before: Path, candidate: Candidate) -> Comparison:
-        from graphopt.measure import compare
+        from graphopt.proof.measure import compare
 
         sample = self._verifier.workload()
         return compare(

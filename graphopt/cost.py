@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from graphopt import graph as g
-from graphopt.shapes import Shapes
+from graphopt.shapes.inference import Shapes
 
 Dims = tuple[int, ...]
 

@@ -19,7 +19,7 @@ from graphopt.interface import Interface
 from graphopt.journal import Journal
 from graphopt.legacy import as_ir4
 from graphopt.model import Model
-from graphopt.shapes import Shapes
+from graphopt.shapes.inference import Shapes
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _INTEGER_MATH = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})

@@ -16,15 +16,15 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
-from graphopt.clone import clone_model
-from graphopt.decode import decode_model
-from graphopt.encode import encode_model
 from graphopt.errors import InvalidModelError, UnsupportedModelError, UsageError
-from graphopt.files import Staged
-from graphopt.layout import Layout
-from graphopt.tensorproto import TensorReader
-from graphopt.weights import DataFiles, MappedFile, MemoryFile
-from graphopt.wire import cut
+from graphopt.storage.clone import clone_model
+from graphopt.storage.decode import decode_model
+from graphopt.storage.encode import encode_model
+from graphopt.storage.files import Staged
+from graphopt.storage.layout import Layout
+from graphopt.storage.tensorproto import TensorReader
+from graphopt.storage.weights import DataFiles, MappedFile, MemoryFile
+from graphopt.storage.wire import cut
 
 PROTOBUF_LIMIT = 2**31 - 1
 """The largest protobuf that its parsers accept, in bytes."""

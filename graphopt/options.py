@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from graphopt import registry
+from graphopt.console.progress import Progress, silent
 from graphopt.errors import UsageError
 from graphopt.journal import Rewrite
 from graphopt.pipeline import Pipeline
-from graphopt.progress import Progress, silent
 from graphopt.report import decisions
 
 
@@ -22,7 +22,7 @@ class Options:
     Attributes:
         passes: a pipeline, a list of passes and rules, or its spelling; ``None`` takes the default plan.
         target: ``cpu``, ``cuda`` or ``tensorrt``.
-        data: the user's samples, see :mod:`graphopt.samples`; ``None`` draws synthetic ones.
+        data: the user's samples, see :mod:`graphopt.samples.sampling`; ``None`` draws synthetic ones.
         shapes: ``name=1x3x224x224``, for synthetic samples; a name may come several times.
         seed: of the synthetic samples.
         threads: ONNX Runtime's intra-op threads; 0 is its default, one per core.

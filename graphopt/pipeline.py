@@ -20,9 +20,9 @@ from graphopt.legacy import as_ir4
 if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.rewrite import Rule
-    from graphopt.shapes import Shapes
+    from graphopt.runtime.worker import Worker
+    from graphopt.shapes.inference import Shapes
     from graphopt.target import Target
-    from graphopt.worker import Worker
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Run:
         Rewrites keep what a value means, so the facts stay true during the pass; new values are inferred when
         they are asked for.
         """
-        from graphopt.shapes import Shapes
+        from graphopt.shapes.inference import Shapes
 
         if self._shapes is None or self._shapes[0] is not model:
             self._shapes = (model, self.journal.revision, Shapes.infer(model))

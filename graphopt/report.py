@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import graph as g
+from graphopt.console.plain import to_json
 from graphopt.errors import DataError
 from graphopt.journal import Journal, Refusal, Rewrite
-from graphopt.plain import to_json
 
 if TYPE_CHECKING:
-    from graphopt.measure import Comparison
     from graphopt.model import Model
-    from graphopt.verify import Verdict
+    from graphopt.proof.measure import Comparison
+    from graphopt.proof.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the report as JSON, atomically."""
-        from graphopt.files import write_text
+        from graphopt.storage.files import write_text
 
         write_text(path, to_json(self.to_dict()) + "\n")
 

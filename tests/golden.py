@@ -15,8 +15,8 @@ import onnx.printer
 from graphopt import registry
 from graphopt.model import Model
 from graphopt.pipeline import Run
+from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
-from graphopt.worker import Worker
 
 FOLDER = Path(__file__).parent / "goldens"
 

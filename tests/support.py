@@ -18,8 +18,8 @@ from graphopt.interface import Interface, differences
 from graphopt.journal import Journal
 from graphopt.model import Model
 from graphopt.pipeline import Pass, Pipeline, Run
+from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
-from graphopt.worker import Worker
 
 Feeds = Mapping[str, Any]
 

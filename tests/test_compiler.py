@@ -13,11 +13,11 @@ import pytest
 
 import graphopt
 from graphopt import graph as g
-from graphopt import measure
 from graphopt.errors import ParityError, UsageError
 from graphopt.journal import Rewrite
 from graphopt.model import Model
 from graphopt.pipeline import Pass, Run
+from graphopt.proof import measure
 from graphopt.rewrite import any_, op
 from tests.support import compute, parse, serialized
 

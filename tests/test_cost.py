@@ -8,7 +8,7 @@ from onnx import parser
 from graphopt import graph as g
 from graphopt.cost import macs_of
 from graphopt.model import Model
-from graphopt.shapes import Shapes
+from graphopt.shapes.inference import Shapes
 
 CASES = {
     "Conv": ("float[2,4,9,9] x, float[8,2,3,3] w", "Conv<group=2>(x, w)", 2 * 8 * 7 * 7 * 2 * 3 * 3),

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import typer
 
-from graphopt.cli import app
+from graphopt.console.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -22,8 +22,8 @@ from graphopt.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from graphopt.files import Staged, write_text
 from graphopt.model import Model
+from graphopt.storage.files import Staged, write_text
 
 ROWS, COLS = 300, 40
 
@@ -336,7 +336,7 @@ def test_a_failed_commit_leaves_nothing_behind(tmp_path: Path) -> None:
 _KILLED = """
 import sys, time
 from pathlib import Path
-from graphopt.files import Staged
+from graphopt.storage.files import Staged
 
 def write(file):
     file.write(b"half of it")

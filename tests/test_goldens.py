@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from tests.golden import FOLDER, Golden
 
 PATHS = sorted(FOLDER.glob("*/*.txt"))

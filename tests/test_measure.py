@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from graphopt.measure import Comparison, Cost, compare, describe, judge
-from graphopt.values import Tensor
-from graphopt.worker import Worker
+from graphopt.proof.measure import Comparison, Cost, compare, describe, judge
+from graphopt.runtime.values import Tensor
+from graphopt.runtime.worker import Worker
 
 
 def _times(factor, rounds=200, seed=0):

@@ -15,11 +15,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, parser
 
-from graphopt import layout
 from graphopt import model as model_module
 from graphopt.errors import InvalidModelError, UnsupportedModelError, UsageError
 from graphopt.model import Model
-from graphopt.weights import MappedTensor, digest
+from graphopt.storage import layout
+from graphopt.storage.weights import MappedTensor, digest
 from tests.conformance.canonical import canonical
 from tools.make_decoder import Decoder, write_decoder
 

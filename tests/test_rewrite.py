@@ -14,7 +14,7 @@ import pytest
 from graphopt.journal import Journal, Rewrite
 from graphopt.pipeline import Run
 from graphopt.rewrite import Match, Rule, RulePass, any_, const, maybe, op, rule
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from tests.support import assert_same, ops, parse, run_passes, serialized
 
 

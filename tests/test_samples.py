@@ -8,10 +8,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from graphopt.errors import DataError, UsageError, WorkerError
-from graphopt.samples import Samples
-from graphopt.synthetic import Drawer, parse_shapes
+from graphopt.runtime.worker import Worker
+from graphopt.samples.sampling import Samples
+from graphopt.samples.synthetic import Drawer, parse_shapes
 from graphopt.target import REFERENCE
-from graphopt.worker import Worker
 
 
 def _model(nodes, inputs, outputs, initializers=(), ir_version=10):

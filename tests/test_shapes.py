@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from graphopt.shapes import Shapes
-from graphopt.symbols import Dim, Symbols
+from graphopt.shapes.inference import Shapes
+from graphopt.shapes.symbols import Dim, Symbols
 from tests.support import parse
 
 

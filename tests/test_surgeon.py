@@ -13,9 +13,9 @@ import graphopt
 from graphopt.journal import Journal
 from graphopt.model import Model
 from graphopt.pipeline import Pipeline, Run
-from graphopt.surgeon import SurgeonPass, surgeon_pass
+from graphopt.storage.weights import MappedTensor
+from graphopt.surgeon.bridge import SurgeonPass, surgeon_pass
 from graphopt.target import CPU
-from graphopt.weights import MappedTensor
 
 FLOAT = TensorProto.FLOAT
 

@@ -7,11 +7,11 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from graphopt.samples import Samples
-from graphopt.tolerance import Spread, judge
-from graphopt.values import Tensor
-from graphopt.verify import Verifier
-from graphopt.worker import Worker
+from graphopt.proof.tolerance import Spread, judge
+from graphopt.proof.verify import Verifier
+from graphopt.runtime.values import Tensor
+from graphopt.runtime.worker import Worker
+from graphopt.samples.sampling import Samples
 
 
 def _info(name, elem_type, shape):

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from graphopt.errors import InvalidModelError
-from graphopt.wire import LARGE, MAX_DEPTH, Hole, Marker, Piece, cut, size, splice, varint
+from graphopt.storage.wire import LARGE, MAX_DEPTH, Hole, Marker, Piece, cut, size, splice, varint
 
 
 def tensor(name: str, data: bytes) -> onnx.TensorProto:

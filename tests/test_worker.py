@@ -15,9 +15,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from graphopt.errors import MissingRuntimeError, SystemRefusedError, UsageError, WorkerError
+from graphopt.runtime.values import FileRange, Tensor, keep
+from graphopt.runtime.worker import Worker
 from graphopt.target import REFERENCE, Target
-from graphopt.values import FileRange, Tensor, keep
-from graphopt.worker import Worker
 
 
 def _model(nodes, inputs, outputs, initializers=()):
@@ -223,7 +223,7 @@ def test_nothing_of_the_worker_is_left_when_it_ends():
 def test_the_child_ends_with_its_parent_even_in_a_run(tmp_path):
     script = (
         "import sys, threading, time; import numpy as np\n"
-        "from graphopt.worker import Worker; from graphopt.values import Tensor\n"
+        "from graphopt.runtime.worker import Worker; from graphopt.runtime.values import Tensor\n"
         "w = Worker(); w.providers(); print(w._child.pid, flush=True)\n"
         "w.evaluate(open(sys.argv[1], 'rb').read(), {'x': Tensor.of(np.array(0))})\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from tests.golden import FOLDER, Golden
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-from graphopt.cli import app
-from graphopt.exits import EXIT_CODES
+from graphopt.console.cli import app
+from graphopt.console.exits import EXIT_CODES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 

@@ -16,7 +16,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from graphopt import cli
+from graphopt.console import cli
 
 TINY = """<ir_version: 8, opset_import: ["" : 17]>
 tiny (float[N,4] x) => (float[N,4] y) <float[4] w = {1,2,3,4}>

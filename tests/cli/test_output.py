@@ -193,7 +193,7 @@ def _imported(code: str) -> set[str]:
 
 
 def test_starting_imports_little() -> None:
-    modules = _imported("import graphopt.cli")
+    modules = _imported("import graphopt.console.cli")
     assert modules.isdisjoint({"onnx", "onnx_ir", "numpy", "rich.table", "onnxruntime", "sympy"})
 
 

@@ -24,10 +24,10 @@ from graphopt import registry
 from graphopt.errors import WorkerError
 from graphopt.model import Model
 from graphopt.pipeline import Run
+from graphopt.proof.tolerance import Spread, judge, leaves
+from graphopt.runtime.values import Feeds, Tensor, Value
+from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
-from graphopt.tolerance import Spread, judge, leaves
-from graphopt.values import Feeds, Tensor, Value
-from graphopt.worker import Worker
 from tests.support import serialized
 
 CHUNKS = 8

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.model import Model
 from graphopt.pipeline import Run
-from graphopt.surgeon import surgeon_pass
+from graphopt.surgeon.bridge import surgeon_pass
 from graphopt.target import CPU
 from tests.conformance.test_round_trip import node_models, stored_models
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 
 
 @pytest.fixture(scope="session")

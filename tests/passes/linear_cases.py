@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from graphopt.pipeline import Pass
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from tests.support import compute, ops, run_passes, serialized
 
 EPSILON = {np.float16: 2.0**-10, np.float32: 2.0**-23, np.float64: 2.0**-52}

@@ -9,7 +9,7 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from graphopt.journal import Journal, Rewrite
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.analysis.contracts import RANKS
 from graphopt_passes.exact.decide_conditions import DecideConditions
 from graphopt_passes.exact.inline_constant_if import InlineConstantIf

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.model import Model
 from graphopt.pipeline import Run
+from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
-from graphopt.worker import Worker
 from graphopt_passes.exact.deduplicate_initializers import DeduplicateInitializers
 from tests.support import assert_same, ops, parse, run_passes
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.journal import Journal
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.exact.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from tests.support import assert_same, ops, parse, run_passes
 

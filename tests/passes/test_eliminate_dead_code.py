@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.journal import Journal
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.exact.eliminate_dead_code import EliminateDeadCode
 from tests.support import assert_same, ops, parse, run_passes
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from graphopt.journal import Journal
 from graphopt.model import Model
 from graphopt.pipeline import Run
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.exact.eliminate_identity import EliminateIdentity
 from tests.support import assert_same, ops, parse, run_passes
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import graph as g
 from graphopt.journal import Journal
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.exact.fold_constants import FoldConstants
 from tests.support import assert_same, compute, ops, parse, run_passes, serialized
 

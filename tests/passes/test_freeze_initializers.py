@@ -5,8 +5,8 @@ from __future__ import annotations
 from graphopt.journal import Journal
 from graphopt.model import Model
 from graphopt.pipeline import Run
+from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
-from graphopt.worker import Worker
 from graphopt_passes.exact.freeze_initializers import FreezeInitializers
 from tests.support import parse
 

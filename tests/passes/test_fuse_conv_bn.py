@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.fuse.conv_bn import FuseConvBn
 from tests.passes.linear_cases import Array, Case, Linear, assert_fused, largest, linears, normal
 from tests.support import assert_same, ops, parse, run_passes

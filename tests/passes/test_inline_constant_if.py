@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphopt.journal import Journal, Rewrite
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.exact.inline_constant_if import InlineConstantIf
 from tests.support import assert_same, ops, parse, run_passes
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.fuse.matmul_add_to_gemm import MatMulAddToGemm
 from tests.support import assert_same, ops, parse, run_passes
 

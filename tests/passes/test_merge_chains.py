@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
 from graphopt_passes.exact.eliminate_dead_code import EliminateDeadCode
 from graphopt_passes.exact.merge_chains import MergeChains, holds
 from tests.support import assert_same, ops, parse, run_passes

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.pipeline import Run
-from graphopt.shapes import Shapes
-from graphopt.worker import Worker
+from graphopt.runtime.worker import Worker
+from graphopt.shapes.inference import Shapes
 from graphopt_passes.exact.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from graphopt_passes.exact.simplify_shapes import SimplifyShapes
 from tests.support import assert_same, compute, ops, parse, run_passes

@@ -14,8 +14,8 @@ from graphopt import registry
 from graphopt.interface import Interface, differences
 from graphopt.model import Model
 from graphopt.pipeline import Run
+from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
-from graphopt.worker import Worker
 from tests.support import compute, serialized
 from tests.traps import kit
 from tests.traps.kit import Trap

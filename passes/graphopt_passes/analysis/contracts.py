@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from graphopt import graph as g
-from graphopt.shape_rules import At
+from graphopt.shapes.rules import At
 
 _RECURRENT = {0: 3, 1: 3, 2: 3, 3: 2, 4: 1, 5: 3}
 RANKS: dict[str, dict[int, int]] = {

@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.pipeline import Run
-from graphopt.values import STRING, FileRange, Tensor
-from graphopt.weights import MappedFile, MappedTensor, SparseTensor
+from graphopt.runtime.values import STRING, FileRange, Tensor
+from graphopt.storage.weights import MappedFile, MappedTensor, SparseTensor
 from graphopt_passes.analysis.determinism import Functions, is_deterministic
 
 if TYPE_CHECKING:
-    from graphopt.values import Value
+    from graphopt.runtime.values import Value
 
 _FED = 4096  # bytes; larger constants are fed, so that they need not be copied into the model
 # Constants stay quantized, and a sequence cannot be an initializer.

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Pass, Run
-from graphopt.supposition import Owners, Supposition, owners
+from graphopt.shapes.supposition import Owners, Supposition, owners
 from graphopt_passes.analysis.contracts import violation
 from graphopt_passes.exact.inline_constant_if import hazard
 

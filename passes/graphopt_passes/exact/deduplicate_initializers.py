@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt import graph as g
-from graphopt.decode import QUANTIZATION
 from graphopt.pipeline import Pass, Run
-from graphopt.weights import MappedTensor, SparseTensor, digest
+from graphopt.storage.decode import QUANTIZATION
+from graphopt.storage.weights import MappedTensor, SparseTensor, digest
 
 if TYPE_CHECKING:
     from graphopt.model import Model

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.pipeline import Pass, Run
-from graphopt.weights import digest
+from graphopt.storage.weights import digest
 from graphopt_passes.analysis.determinism import is_deterministic
 
 if TYPE_CHECKING:

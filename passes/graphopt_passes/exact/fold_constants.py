@@ -16,7 +16,7 @@ from graphopt import graph as g
 from graphopt.errors import WorkerError
 from graphopt.footprint import header_bytes, tensor_bytes
 from graphopt.pipeline import Pass, Run
-from graphopt.values import Tensor, Value
+from graphopt.runtime.values import Tensor, Value
 from graphopt_passes.analysis.divisors import divided_by_zero
 from graphopt_passes.exact.constant_cone import Cone, Scope, foldable, frontier, is_stored, scopes, to_ir
 from graphopt_passes.exact.eliminate_dead_code import called_functions, drop_uncalled, remove_dead
@@ -24,7 +24,7 @@ from graphopt_passes.exact.growth import Plan, affordable
 
 if TYPE_CHECKING:
     from graphopt.model import Model
-    from graphopt.shapes import Shapes
+    from graphopt.shapes.inference import Shapes
 
 _NAME = "fold-constants"
 _FAILED = "ONNX Runtime cannot compute it: "

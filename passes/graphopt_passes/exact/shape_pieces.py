@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.rewrite import Match
-from graphopt.shapes import Shapes
-from graphopt.symbols import Dim
+from graphopt.shapes.inference import Shapes
+from graphopt.shapes.symbols import Dim
 
 SLICED_SHAPE = 15  # the opset since which Shape takes start and end
 

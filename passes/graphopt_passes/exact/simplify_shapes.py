@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.rewrite import Match, Rule, RulePass, any_, const, maybe, op
-from graphopt.symbols import Dim, Symbols
+from graphopt.shapes.symbols import Dim, Symbols
 from graphopt_passes.analysis.divisors import divided_by_zero
 from graphopt_passes.exact import shape_pieces
 from graphopt_passes.exact.merge_chains import axes_of

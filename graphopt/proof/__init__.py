@@ -1,0 +1,1 @@
+"""Whether a result is the same as the original, and faster."""

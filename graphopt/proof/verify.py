@@ -1,0 +1,371 @@
+"""Parity of two models: the candidate gives what the original gives, within the original's own noise.
+
+Both run in the worker: with nothing rewritten by ONNX Runtime, which shows mistakes, and as the user will run
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from graphopt.errors import DataError, WorkerError
+from graphopt.proof.tolerance import Judgement, Spread, distances, judge, leaves, numbers
+from graphopt.runtime.values import FLOATING, Tensor, Value, keep
+from graphopt.runtime.worker import Session, Worker
+from graphopt.samples.sampling import Sample, Samples
+from graphopt.target import CPU, REFERENCE, Target
+
+Status = Literal["verified", "not verified", "structural only", "failed"]
+_MOVABLE = {1: np.float32, 10: np.float16, 11: np.float64}
+_REPEATED_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How one output compares, at its worst over all samples.
+
+    Attributes:
+        name: the output; ``y[0]`` is the first item of a sequence.
+        error: largest absolute error relative to its tolerance, as an absolute number.
+        tolerance: the rounding tolerance of that element.
+        sqnr_db: signal to noise ratio in dB, the lowest of all samples; None if there is no noise.
+        agreement: share of rows with the same argmax along the last axis; None without such an axis.
+        wrong: why the output is wrong, empty if it is not.
+    """
+
+    name: str
+    error: float = 0.0
+    tolerance: float = 0.0
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    wrong: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a comparison.
+
+    Attributes:
+        ok: whether nothing speaks against the candidate.
+        status: ``verified``; ``not verified`` (no evidence could be had); ``structural only`` (ONNX Runtime
+            cannot run the original); ``failed``.
+        reason: why it failed, or why there is no evidence.
+        evidence: the samples, in words.
+        outputs: every output's error.
+        notes: what was not judged, and why.
+        first_bad: number of the first failing sample.
+    """
+
+    ok: bool
+    status: Status
+    reason: str = ""
+    evidence: str = ""
+    outputs: tuple[OutputError, ...] = ()
+    notes: tuple[str, ...] = ()
+    first_bad: int | None = None
+
+    def summary(self) -> str:
+        """One line, such as ``verified: 8 synthetic samples, max error 3.1e-07 (tolerance 1.2e-06)``."""
+        if self.status != "verified":
+            return f"{self.status}: {self.reason}"
+        worst = max(self.outputs, key=lambda output: output.error / (output.tolerance or 1), default=None)
+        told = f"max error {worst.error:.2g} (tolerance {worst.tolerance:.2g})" if worst else "no outputs"
+        return "; ".join([f"verified: {self.evidence}, {told}", *self.notes])
+
+
+@dataclass
+class _Reference:
+    """What the original gives on one sample at each level."""
+
+    index: int
+    sample: Sample
+    outputs: dict[Target, dict[str, Value]]
+
+
+@dataclass
+class Verifier:
+    """Compares candidates with one original, whose results and noise are computed once.
+
+    Args:
+        worker: runs the models.
+        original: the original's file.
+        samples: what to run on.
+        target: where the user will run the model.
+        threads: ONNX Runtime's intra-op threads; 0 is its default.
+        progress: told the number of samples that are done, and of all if it is known.
+    """
+
+    worker: Worker
+    original: Path
+    samples: Samples
+    target: Target = CPU
+    threads: int = 0
+    progress: Callable[[int, int | None], None] = lambda done, total: None
+    reason: str = field(default="", init=False)
+    spreads: dict[str, Spread] = field(default_factory=dict, init=False)
+    _target_spreads: dict[str, Spread] = field(default_factory=dict, init=False)
+
+    @property
+    def runnable(self) -> bool:
+        """Whether ONNX Runtime runs the original on at least one sample; if not, ``reason`` says why."""
+        return bool(self._references)
+
+    def workload(self) -> Sample:
+        """The sample to measure latency with.
+
+        Raises:
+            WorkerError: the original cannot be run.
+        """
+        if not self._references:
+            raise WorkerError(self.reason)
+        return self._workload or self._references[0].sample
+
+    def check(self, candidate: Path) -> Verdict:
+        """Compare a candidate, given as a file, with the original."""
+        if not self._references:
+            status: Status = "not verified" if self._opens else "structural only"
+            return Verdict(True, status, self.reason)
+        worst: dict[str, OutputError] = {}
+        for level in self._levels:
+            failure = self._check_level(candidate, level, worst)
+            if failure is not None:
+                return failure
+        return self._passed(worst)
+
+    def first_divergence(self, candidate: Path, verdict: Verdict) -> str | None:
+        """The first tensor, in the original's order, that both models name and whose values differ.
+
+        It runs both on the failing sample, with all tensors of their main graphs as outputs.
+
+        Raises:
+            GraphoptError: one of the models cannot be loaded or written.
+        """
+        from graphopt.proof.exposed import exposed
+
+        if verdict.first_bad is None:
+            return None
+        sample = next(one.sample for one in self._references if one.index == verdict.first_bad)
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder, contextlib.ExitStack() as stack:
+            staged = [stack.enter_context(one) for one in exposed(self.original, candidate, Path(folder))]
+            only = Samples("the failing sample", lambda: iter([sample]))
+            inner = Verifier(self.worker, staged[0].path, only, REFERENCE, self.threads)
+            outputs = inner.check(staged[1].path).outputs
+        return next((output.name for output in outputs if output.wrong), None)
+
+    def _passed(self, worst: dict[str, OutputError]) -> Verdict:
+        unstable = [name for name, spread in self.spreads.items() if spread.unstable]
+        if unstable and len(unstable) == len(self.spreads):
+            reason = "non-deterministic: every output of the original differs between two of its own runs"
+            return Verdict(True, "not verified", reason, outputs=tuple(worst.values()))
+        notes = [
+            f"output '{name}' not judged: the original itself gives varying results" for name in unstable
+        ]
+        notes += [self.reason] if self.reason else []
+        evidence = self.samples.describe(len(self._references))
+        return Verdict(True, "verified", "", evidence, tuple(worst.values()), tuple(notes))
+
+    def _check_level(self, candidate: Path, level: Target, worst: dict[str, OutputError]) -> Verdict | None:
+        """The failure of the candidate at one level; ``worst`` collects the errors."""
+        index = None
+        try:
+            with _opened(self.worker, candidate, level, self.threads) as session:
+                for done, reference in enumerate(self._references):
+                    self.progress(done, len(self._references))
+                    index = reference.index
+                    outputs = keep(self.worker.run(session, reference.sample))
+                    failure = self._compare(level, reference, outputs, worst)
+                    if failure:
+                        return self._failure(failure, worst, index)
+        except WorkerError as error:
+            where = "" if index is None else f" on sample {index}"
+            return self._failure(f"the result does not run{where} ({level.name}): {error}", worst, index)
+        return None
+
+    def _failure(self, reason: str, worst: dict[str, OutputError], index: int | None) -> Verdict:
+        return Verdict(False, "failed", reason, outputs=tuple(worst.values()), first_bad=index)
+
+    def _compare(
+        self, level: Target, reference: _Reference, outputs: dict[str, Value], worst: dict[str, OutputError]
+    ) -> str:
+        """Judge every output of one run; returns what is wrong with the first that is."""
+        expected, found = _flat(reference.outputs[level]), _flat(outputs)
+        if list(expected) != list(found):
+            return f"outputs {', '.join(found)} instead of {', '.join(expected)}"
+        spreads = self.spreads if level == REFERENCE else self._target_spreads
+        failures = []
+        for name, tensor in expected.items():
+            judgement = judge(spreads[name], tensor, found[name])
+            worst[name] = _worse(worst.get(name, OutputError(name)), judgement, tensor, found[name])
+            if judgement.wrong:
+                failures.append(
+                    f"output '{name}', sample {reference.index} ({level.name}): {judgement.wrong}"
+                )
+        return failures[0] if failures else ""
+
+    # The original.
+
+    @cached_property
+    def _levels(self) -> list[Target]:
+        """Where candidates are compared: the target's level only if the original runs there."""
+        return list(self._references[0].outputs) if self._references else []
+
+    @cached_property
+    def _opens(self) -> bool:
+        """Whether ONNX Runtime accepts the original at all."""
+        try:
+            with _opened(self.worker, self.original, REFERENCE, self.threads):
+                return True
+        except WorkerError as error:
+            self.reason = f"ONNX Runtime cannot run the original: {error}"
+            return False
+
+    @cached_property
+    def _references(self) -> list[_Reference]:
+        """The samples that the original runs on, with its results; fills the spreads."""
+        if not self._opens:
+            return []
+        with _opened(self.worker, self.original, REFERENCE, self.threads) as session:
+            self.samples.fit(lambda sample: self._run(session, sample) is not None)
+            found = [self._reference(session, index, sample) for index, sample in enumerate(self.samples)]
+            self._workload = self.samples.workload() if self.samples.is_synthetic else None
+        references = [reference for reference in found if reference is not None]
+        if references:
+            self.reason = ""
+            self._add_levels(references)
+        elif not self.reason:
+            raise DataError(f"{self.samples.source} holds no sample")
+        return references
+
+    def _reference(self, session: Session, index: int, sample: Sample) -> _Reference | None:
+        """One sample's results without optimization, and their noise; None if the original fails on it."""
+        self.progress(index, None)
+        outputs = self._run(session, sample)
+        if outputs is None:
+            return None
+        moved = self._run(session, _moved(sample, index))
+        if moved is not None:
+            self._observe(self.spreads, outputs, moved)
+        again = self._run(session, sample) if index < _REPEATED_SAMPLES else None
+        if again is not None:
+            self._note_varying(outputs, again)
+        return _Reference(index, sample, {REFERENCE: outputs})
+
+    def _add_levels(self, references: list[_Reference]) -> None:
+        """Run the original as ONNX Runtime optimizes it: more noise, and what the user will see."""
+        optimized = self._results(references, CPU)
+        if optimized is not None:
+            for reference, outputs in zip(references, optimized, strict=True):
+                self._observe(self.spreads, reference.outputs[REFERENCE], outputs)
+        targeted = optimized if self.target == CPU else self._results(references, self.target)
+        if targeted is None:
+            self.reason = f"not compared at the level of {self.target.name}: the original fails there"
+            return
+        self._target_spreads = {name: Spread(**vars(spread)) for name, spread in self.spreads.items()}
+        for reference, outputs in zip(references, targeted, strict=True):
+            self._observe(self._target_spreads, reference.outputs[REFERENCE], outputs)
+            reference.outputs[self.target] = outputs
+
+    def _results(self, references: list[_Reference], level: Target) -> list[dict[str, Value]] | None:
+        """The original's results at another level; None if it fails there."""
+        with (
+            contextlib.suppress(WorkerError),
+            _opened(self.worker, self.original, level, self.threads) as session,
+        ):
+            return [keep(self.worker.run(session, reference.sample)) for reference in references]
+        return None
+
+    def _run(self, session: Session, sample: Sample) -> dict[str, Value] | None:
+        try:
+            return keep(self.worker.run(session, sample))
+        except WorkerError as error:
+            self.reason = f"ONNX Runtime cannot run the original on {self.samples.source} samples: {error}"
+            return None
+
+    def _observe(
+        self, spreads: dict[str, Spread], outputs: dict[str, Value], variant: dict[str, Value]
+    ) -> None:
+        expected, found = _flat(outputs), _flat(variant)
+        for name, tensor in expected.items():
+            spread = spreads.setdefault(name, Spread())
+            if name in found:
+                spread.observe(tensor, found[name])
+            else:
+                spread.unstable = True
+
+    def _note_varying(self, outputs: dict[str, Value], again: dict[str, Value]) -> None:
+        """Two runs on the same input: an output that differs has no value to compare with."""
+        found = _flat(again)
+        for name, tensor in _flat(outputs).items():
+            other = found.get(name)
+            same = (
+                other is not None
+                and tensor.shape == other.shape
+                and judge(Spread(), tensor, other).wrong == ""
+            )
+            self.spreads.setdefault(name, Spread()).unstable |= not same
+
+
+@contextlib.contextmanager
+def _opened(worker: Worker, path: Path, target: Target, threads: int) -> Iterator[Session]:
+    session = worker.open(path, target, threads)
+    try:
+        yield session
+    finally:
+        worker.close(session)
+
+
+def _flat(outputs: dict[str, Value]) -> dict[str, Tensor]:
+    return dict(leaf for name, value in outputs.items() for leaf in leaves(name, value))
+
+
+def _moved(sample: Sample, seed: int) -> Sample:
+    """The sample with every float one unit in the last place away, up or down."""
+    rng = np.random.default_rng(seed)
+    moved = dict(sample)
+    for name, value in sample.items():
+        if isinstance(value, Tensor) and value.elem_type in _MOVABLE:
+            array = value.numpy()
+            towards = rng.choice(np.array([-np.inf, np.inf], array.dtype), array.shape)
+            moved[name] = Tensor.of(np.nextafter(array, towards))
+    return moved
+
+
+def _worse(known: OutputError, judgement: Judgement, expected: Tensor, found: Tensor) -> OutputError:
+    """The worse of what is known of an output and of one more sample."""
+    if expected.shape != found.shape or expected.elem_type != found.elem_type:
+        return OutputError(known.name, wrong=judgement.wrong)
+    worse = judgement.error * (known.tolerance or 1) >= known.error * (judgement.tolerance or 1)
+    error, tolerance = (judgement.error, judgement.tolerance) if worse else (known.error, known.tolerance)
+    sqnr = min((x for x in (known.sqnr_db, _sqnr_db(expected, found)) if x is not None), default=None)
+    agreement = min(
+        (x for x in (known.agreement, _agreement(expected, found)) if x is not None), default=None
+    )
+    return OutputError(known.name, error, tolerance, sqnr, agreement, known.wrong or judgement.wrong)
+
+
+def _sqnr_db(expected: Tensor, found: Tensor) -> float | None:
+    """10 log₁₀(Σ r² / Σ (r − c)²) over finite elements; None without noise or signal."""
+    if expected.elem_type not in FLOATING:
+        return None
+    reference = numbers(expected)
+    distance, _ = distances(reference, numbers(found))
+    size = np.abs(reference[np.isfinite(reference)])
+    signal, noise = float(np.square(size).sum()), float(np.square(distance).sum())
+    return 10 * float(np.log10(signal / noise)) if signal and noise else None
+
+
+def _agreement(expected: Tensor, found: Tensor) -> float | None:
+    if expected.elem_type not in FLOATING or len(expected.shape) < 2 or expected.shape[-1] < 2:
+        return None
+    rows = [
+        numbers(tensor).real.reshape(-1, expected.shape[-1]).argmax(axis=1) for tensor in (expected, found)
+    ]
+    return float((rows[0] == rows[1]).mean()) if rows[0].size else None

@@ -1,0 +1,1 @@
+"""ONNX Runtime in a child process; only here sessions are made."""

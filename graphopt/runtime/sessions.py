@@ -1,0 +1,229 @@
+"""The only place that makes ONNX Runtime sessions; it runs inside the worker process.
+
+Feeds and results are :mod:`graphopt.runtime.values`. Tensors are handed over as OrtValues, because numpy
+cannot feed bfloat16, float8 or 4-bit types.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from graphopt.runtime.values import BFLOAT16, PACKED_BITS, STRING, FileRange, Tensor, Value, dtype_of
+from graphopt.target import REFERENCE, Target
+
+SPILL_BYTES = 64 * 1024
+_ALIGNMENT = 64
+# A measurement shorter than this is repeated inside the clock, so that the clock's grain does not matter.
+_SHORTEST_TIMING_S = 0.5e-3
+_FEWEST_ROUNDS = 4
+_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """Name, ONNX Runtime's type text such as ``tensor(float)``, and shape (None or a name: dynamic)."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What a session takes and gives, and the seconds that it took to make."""
+
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[ValueInfo, ...]
+    overridable: tuple[ValueInfo, ...]
+    seconds: float
+
+
+class Runtime:
+    """Sessions by number; each method is one request of :class:`graphopt.runtime.worker.Worker`."""
+
+    def __init__(self, spill: Path, custom_ops: Sequence[str]) -> None:
+        self._spill = spill
+        self._custom_ops = custom_ops
+        self._sessions: dict[int, ort.InferenceSession] = {}
+
+    def providers(self) -> list[str]:
+        """The execution providers that this ONNX Runtime was built with."""
+        return list(ort.get_available_providers())
+
+    def evaluate(self, model: bytes, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run a model once, with nothing rewritten by ONNX Runtime, and forget it."""
+        return self._results(self._session(model, REFERENCE, threads=1), feeds)
+
+    def open(self, key: int, model: bytes | str, target: Target, threads: int) -> SessionInfo:
+        """Make session ``key``; ``threads`` 0 leaves the number to ONNX Runtime."""
+        start = time.perf_counter()
+        session = self._session(model, target, threads)
+        seconds = time.perf_counter() - start
+        self._sessions[key] = session
+        return SessionInfo(
+            _infos(session.get_inputs()),
+            _infos(session.get_outputs()),
+            _infos(session.get_overridable_initializers()),
+            seconds,
+        )
+
+    def run(self, key: int, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run session ``key`` once."""
+        return self._results(self._sessions[key], feeds)
+
+    def time(
+        self, keys: Sequence[int], feeds: Mapping[str, Value], rounds: int, budget_s: float
+    ) -> list[list[float]]:
+        """Seconds per run of each session, interleaved, one list per session.
+
+        Every round runs each session once, in an order that turns by one each round. At most ``rounds`` are
+        made, fewer once ``budget_s`` is spent, but no fewer than four.
+        """
+        runs = [_prepared(self._sessions[key], feeds) for key in keys]
+        repeats = max(1, round(_SHORTEST_TIMING_S / max(*map(_warm_up, runs), 1e-7)))
+        seconds: list[list[float]] = [[] for _ in runs]
+        end = time.perf_counter() + budget_s
+        for turn in range(rounds):
+            if turn >= _FEWEST_ROUNDS and time.perf_counter() > end:
+                break
+            for i in range(len(runs)):
+                index = (i + turn) % len(runs)
+                seconds[index].append(_timed(runs[index], repeats))
+        return seconds
+
+    def close(self, key: int) -> None:
+        """Forget session ``key``."""
+        self._sessions.pop(key, None)
+
+    def peak_memory(self) -> int:
+        """Peak resident memory of this process in bytes."""
+        status = Path("/proc/self/status")
+        if status.exists():  # unlike ru_maxrss, VmHWM does not start at the size of the parent
+            line = next(text for text in status.read_text().splitlines() if text.startswith("VmHWM"))
+            return int(line.split()[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def _session(self, model: bytes | str, target: Target, threads: int) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = _LEVELS[target.level]
+        options.intra_op_num_threads = threads
+        # Threads of one session that spin on after its run would steal time from the next session's.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        for library in self._custom_ops:
+            options.register_custom_ops_library(library)
+        session = ort.InferenceSession(model, options, providers=list(target.providers))
+        session.disable_fallback()
+        if target.providers[0] not in session.get_providers():
+            raise RuntimeError(f"{target.providers[0]} does not start on this machine")
+        return session
+
+    def _results(self, session: ort.InferenceSession, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        names = [output.name for output in session.get_outputs()]
+        values = [_from_runtime(value) for value in _prepared(session, feeds)()]
+        return dict(zip(names, self._spilled(values), strict=True))
+
+    def _spilled(self, values: list[Value]) -> list[Value]:
+        """The values with large tensors moved to one new file in the spill folder."""
+        if not any(_is_large(value) for value in values):
+            return values
+        handle, path = tempfile.mkstemp(dir=self._spill)
+        with os.fdopen(handle, "wb") as file:
+            return [_write(value, file, path) if _is_large(value) else value for value in values]
+
+
+def _is_large(value: Value) -> bool:
+    return isinstance(value, Tensor) and value.nbytes > SPILL_BYTES
+
+
+def _write(value: Any, file: Any, path: str) -> Tensor:
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+    offset = file.tell()
+    file.write(value.raw())
+    return Tensor(value.elem_type, value.shape, FileRange(path, offset, value.nbytes))
+
+
+def _infos(args: Iterable[Any]) -> tuple[ValueInfo, ...]:
+    return tuple(ValueInfo(arg.name, arg.type, tuple(arg.shape or ())) for arg in args)
+
+
+def _prepared(session: ort.InferenceSession, feeds: Mapping[str, Value]) -> Any:
+    """A call without arguments that runs the session; what it needs is converted once, here."""
+    names = [output.name for output in session.get_outputs()]
+    types = [arg.type for arg in session.get_outputs()]
+    plain = all(isinstance(value, Tensor) and value.elem_type != STRING for value in feeds.values())
+    inputs = {name: _to_runtime(value) for name, value in feeds.items()}
+    if plain and all(text.startswith("tensor(") and text != "tensor(string)" for text in types):
+        return lambda: session.run_with_ort_values(names, inputs)
+    return lambda: session.run(names, inputs)
+
+
+def _to_runtime(value: Value) -> Any:
+    if isinstance(value, list):
+        return [item.numpy() for item in value]
+    if not isinstance(value, Tensor):
+        return value
+    return value.numpy() if value.elem_type == STRING else _ort_value(value)
+
+
+def _ort_value(tensor: Tensor) -> ort.OrtValue:
+    """An OrtValue over the tensor's bytes, without a copy where ONNX Runtime allows it."""
+    if tensor.elem_type < BFLOAT16 and tensor.size:
+        array = tensor.raw().view(dtype_of(tensor.elem_type)).reshape(tensor.shape)
+        return ort.OrtValue.ortvalue_from_numpy(array if array.flags.aligned else array.copy())
+    value = ort.OrtValue.ortvalue_from_shape_and_type(list(tensor.shape), tensor.elem_type)
+    raw = tensor.raw()
+    if len(raw) != value.tensor_size_in_bytes():
+        raise ValueError(
+            f"{len(raw)} bytes given, {value.tensor_size_in_bytes()} needed by shape {tensor.shape}"
+        )
+    ctypes.memmove(value.data_ptr(), raw.ctypes.data, len(raw))
+    return value
+
+
+def _from_runtime(value: Any) -> Value:
+    if isinstance(value, ort.OrtValue):
+        return _from_ort_value(value)
+    if isinstance(value, list):
+        return [Tensor.of(item) if isinstance(item, np.ndarray) else item for item in value]
+    return value if value is None or isinstance(value, dict) else Tensor.of(value)
+
+
+def _from_ort_value(value: ort.OrtValue) -> Tensor:
+    elem_type, shape = value.element_type(), tuple(value.shape())
+    if elem_type in PACKED_BITS or elem_type >= BFLOAT16:
+        data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+        return Tensor(elem_type, shape, data)
+    array: NDArray[Any] = value.numpy()  # a copy, also from the memory of another device
+    return Tensor(elem_type, shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _warm_up(run: Any) -> float:
+    """Seconds of one run after a first one that allocates."""
+    run()
+    return _timed(run, 1)
+
+
+def _timed(run: Any, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,122 @@
+"""Input samples to verify and measure with: the user's own data, or drawn from the graph."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphopt.runtime.values import Value
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.model import Model
+    from graphopt.samples.synthetic import Drawer
+
+Sample = dict[str, Value]
+USER_LIMIT = 100
+
+
+@dataclass
+class Samples:
+    """Samples that are made one at a time, anew on every iteration.
+
+    Attributes:
+        source: where they come from: a path, a function's name, or ``synthetic``.
+        make: starts an iteration.
+        drawer: what draws them, if they are synthetic.
+    """
+
+    source: str
+    make: Callable[[], Iterator[Sample]]
+    drawer: Drawer | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model | ir.Model,
+        data: str | Path | None = None,
+        shapes: Sequence[str] = (),
+        seed: int = 0,
+        override: bool = True,
+    ) -> Samples:
+        """The user's samples if there is data, else synthetic ones.
+
+        Args:
+            model: what will be fed.
+            data: see :meth:`from_user`.
+            shapes: ``input=1x3x224x224``, for synthetic samples; an input may come several times.
+            seed: of the synthetic samples.
+            override: synthetic samples may feed other values for overridable initializers; must be False
+                when these are to be frozen.
+
+        Raises:
+            UsageError: there is no such data, or a shape does not fit the model.
+        """
+        import onnx_ir as ir
+
+        graph = model if isinstance(model, ir.Model) else model.ir
+        if data is not None:
+            return cls.from_user(data, graph)
+        from graphopt.samples.synthetic import Drawer, parse_shapes
+
+        return cls.synthetic(Drawer(graph, parse_shapes(shapes), seed, override))
+
+    @classmethod
+    def from_user(cls, source: str | Path, model: ir.Model, limit: int = USER_LIMIT) -> Samples:
+        """The user's first ``limit`` samples, each checked against the model's inputs as it is read.
+
+        Args:
+            source: an .npz file with one array per input, a folder of such files, ONNX ``test_data_set_*``
+                folders, or ``package.module:function`` that yields dicts.
+            model: what will be fed.
+            limit: how many samples to use.
+
+        Raises:
+            UsageError: there is no such file or function.
+            DataError: while iterating, when a sample does not fit the model.
+        """
+        from graphopt.samples.inputs import inputs_of
+        from graphopt.samples.userdata import reader
+
+        read = reader(str(source), inputs_of(model))
+        return cls(str(source), lambda: itertools.islice(read(), limit))
+
+    @classmethod
+    def synthetic(cls, drawer: Drawer, count: int = 8) -> Samples:
+        """``count`` samples drawn from what the graph says about its inputs.
+
+        Raises:
+            DataError: while iterating, when an input has a type that cannot be drawn.
+        """
+        return cls("synthetic", lambda: map(drawer.draw, range(count)), drawer)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the samples were drawn rather than given."""
+        return self.drawer is not None
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.make()
+
+    def fit(self, runs: Callable[[Sample], bool]) -> None:
+        """Let synthetic samples take sizes on which the model runs; call it before they are used."""
+        if self.drawer is not None:
+            self.drawer.runs = runs
+
+    def workload(self) -> Sample | None:
+        """The sample to measure latency with: the first one, or a synthetic one of a size that people run."""
+        return self.drawer.workload() if self.drawer is not None else next(iter(self), None)
+
+    def describe(self, count: int) -> str:
+        """How reports name ``count`` of these samples, such as ``8 synthetic samples (seed 0, 3 shapes)``."""
+        noun = "sample" if count == 1 else "samples"
+        if self.drawer is None:
+            return f"{count} {noun} of {self.source}"
+        shapes = len(self.drawer.choices)
+        return (
+            f"{count} synthetic {noun} (seed {self.drawer.seed}, {shapes} shape{'s' if shapes > 1 else ''})"
+        )

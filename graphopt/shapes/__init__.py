@@ -1,0 +1,1 @@
+"""What is proved about types, dims and small integer contents of values."""

@@ -1,0 +1,1 @@
+"""Files to models and back, without loss and without reading weights."""
