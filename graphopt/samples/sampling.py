@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphopt.errors import UsageError
 from graphopt.runtime.values import Value
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Value]
 USER_LIMIT = 100
+# What --data says to draw samples after all.
+SYNTHETIC = "synthetic"
 
 
 @dataclass
@@ -47,18 +50,21 @@ class Samples:
 
         Args:
             model: what will be fed.
-            data: see :meth:`from_user`.
+            data: see :meth:`from_user`; ``synthetic`` is the same as None.
             shapes: ``input=1x3x224x224``, for synthetic samples; an input may come several times.
             seed: of the synthetic samples.
             override: synthetic samples may feed other values for overridable initializers; must be False
                 when these are to be frozen.
 
         Raises:
-            UsageError: there is no such data, or a shape does not fit the model.
+            UsageError: there is no such data, a shape does not fit the model, or both are given.
         """
         import onnx_ir as ir
 
         graph = model if isinstance(model, ir.Model) else model.ir
+        data = None if data == SYNTHETIC else data
+        if data is not None and shapes:
+            raise UsageError("the samples of --data have shapes of their own; leave --shape out")
         if data is not None:
             return cls.from_user(data, graph)
         from graphopt.samples.synthetic import Drawer, parse_shapes
@@ -66,14 +72,14 @@ class Samples:
         return cls.synthetic(Drawer(graph, parse_shapes(shapes), seed, override))
 
     @classmethod
-    def from_user(cls, source: str | Path, model: ir.Model, limit: int = USER_LIMIT) -> Samples:
+    def from_user(cls, source: str | Path, model: ir.Model, limit: int | None = USER_LIMIT) -> Samples:
         """The user's first ``limit`` samples, each checked against the model's inputs as it is read.
 
         Args:
             source: an .npz file with one array per input, a folder of such files, ONNX ``test_data_set_*``
                 folders, or ``package.module:function`` that yields dicts.
             model: what will be fed.
-            limit: how many samples to use.
+            limit: how many samples to use; None takes all.
 
         Raises:
             UsageError: there is no such file or function.
@@ -92,7 +98,7 @@ class Samples:
         Raises:
             DataError: while iterating, when an input has a type that cannot be drawn.
         """
-        return cls("synthetic", lambda: map(drawer.draw, range(count)), drawer)
+        return cls(SYNTHETIC, lambda: map(drawer.draw, range(count)), drawer)
 
     @property
     def is_synthetic(self) -> bool:

@@ -15,12 +15,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.errors import DataError, UsageError
+from graphopt.errors import DataError, GraphoptError, UsageError
 from graphopt.runtime.values import Value
 from graphopt.samples.inputs import InputSpec, check
 
 Array = NDArray[Any]
 Reader = Callable[[], Iterator[dict[str, Value]]]
+# The array of an .npz that is no input, but what the outputs are judged by.
+LABELS = "labels"
 
 
 def reader(source: str, specs: Sequence[InputSpec]) -> Reader:
@@ -37,7 +39,7 @@ def reader(source: str, specs: Sequence[InputSpec]) -> Reader:
     module, separator, function = source.partition(":")
     if not separator or os.sep in module:
         raise UsageError(f"no such data: {source} (a file, a folder, or package.module:function)")
-    return partial(_call, _function(module, function), source, specs)
+    return partial(_call, load_function(module, function), source, specs)
 
 
 def _folder_reader(folder: Path, specs: Sequence[InputSpec]) -> Reader:
@@ -50,26 +52,41 @@ def _folder_reader(folder: Path, specs: Sequence[InputSpec]) -> Reader:
     return partial(_read_sets, sets, specs) if sets else partial(_read_npz, files, specs)
 
 
-def _function(module: str, name: str) -> Callable[[], Any]:
+def load_function(module: str, name: str) -> Callable[..., Any]:
+    """A function of the user's, whose module may lie in the working directory.
+
+    Raises:
+        UsageError: there is no such module or function.
+    """
     sys.path.insert(0, os.getcwd())  # the user's own module beside which the command was called
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"cannot load {module}:{name}: {error}") from None
+    except Exception as error:  # whatever the user's module raises
+        raise UsageError(f"cannot load {module}:{name}: {error}") from error
     finally:
         sys.path.pop(0)
     if not callable(found):
         raise UsageError(f"{module}:{name} is no function")
-    function: Callable[[], Any] = found
+    function: Callable[..., Any] = found
     return function
 
 
 def _call(function: Callable[[], Any], source: str, specs: Sequence[InputSpec]) -> Iterator[dict[str, Value]]:
-    for index, sample in enumerate(function()):
+    for index, sample in enumerate(_yielded(function, source)):
         where = f"{source}: sample {index}"
         if not isinstance(sample, dict):
             raise DataError(f"{where} is {type(sample).__name__}, not a dict of arrays by input name")
         yield check(specs, sample, where)
+
+
+def _yielded(function: Callable[[], Any], source: str) -> Iterator[Any]:
+    """What the user's function yields; what it raises is the data's fault."""
+    try:
+        yield from function()
+    except GraphoptError:
+        raise
+    except Exception as error:
+        raise DataError(f"{source} raised {type(error).__name__}: {error}") from error
 
 
 def _read_npz(files: Sequence[Path], specs: Sequence[InputSpec]) -> Iterator[dict[str, Value]]:
@@ -86,7 +103,8 @@ def _read_archive(
 ) -> Iterator[dict[str, Value]]:
     """Samples of one file: every array is read from its stream, one slice at a time."""
     by_name = {spec.name: spec for spec in specs}
-    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    stored = (name.removesuffix(".npy") for name in archive.namelist())
+    names = [name for name in stored if name != LABELS or name in by_name]
     if unknown := sorted(set(names) - set(by_name)):
         check(specs, dict.fromkeys(unknown), str(path))
     arrays = {name: _Stack(archive, name, by_name[name], path) for name in names}

@@ -1,0 +1,137 @@
+"""How much accuracy a faster model may cost.
+
+With a metric the budget bounds its drop: ``0.5%`` is a share of the original's metric, ``0.5`` an amount
+of it. Without one the outputs must stay what they were: where they are classes, all but that share of the
+decisions must agree with the original's, and the noise must stay ``LEAST_CLASS_DB`` below the signal;
+every other floating output must keep ``LEAST_DB``. Both SQNR bounds hold for each output on its own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from graphopt.errors import UsageError
+from graphopt.proof.accuracy import Score
+
+# Noise of a tenth of the signal's size: a cosine of 0.995 to the original's output.
+LEAST_DB = 20.0
+# A decision is already judged by agreement; below this even an unchanged one says little.
+LEAST_CLASS_DB = 10.0
+DEFAULT = "1%"
+_ROUNDING = 1e-9
+_SCALE_DB = 10.0
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """One thing that must not fall below ``least``; ``scale`` makes different ones comparable."""
+
+    text: str
+    have: float
+    least: float
+    scale: float
+
+    @property
+    def margin(self) -> float:
+        return (self.have - self.least) / self.scale
+
+    @property
+    def holds(self) -> bool:
+        return self.have >= self.least - _ROUNDING
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A bound on the accuracy that may be lost.
+
+    Attributes:
+        amount: percent of the original's metric if ``relative``, else an amount of the metric.
+        relative: which of the two.
+    """
+
+    amount: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, text: str = DEFAULT) -> Budget:
+        """Read ``0.5%`` or ``0.5``.
+
+        Raises:
+            UsageError: it is neither, or a percentage above 100.
+        """
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", text)
+        if match is None or (match[2] and float(match[1]) > 100):
+            raise UsageError(
+                f"--max-drop {text!r} is neither a percentage such as 0.5% nor an amount such as 0.5"
+            )
+        return cls(float(match[1]), match[2] == "%")
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}{' %' if self.relative else ''}"
+
+    def require_metric(self, exists: bool) -> None:
+        """Refuse an amount of a metric that does not exist.
+
+        Raises:
+            UsageError: the budget is an amount, and there is no metric.
+        """
+        if not exists and not self.relative:
+            raise UsageError(
+                f"--max-drop {self.amount:g} is an amount of a metric, and there is none: give --eval"
+                f" labels or a function, or a percentage such as {self.amount:g}%"
+            )
+
+    def allowed(self, reference: Score) -> float:
+        """The drop that is allowed, in units of the metric (in percent of the decisions without one)."""
+        if not self.relative or reference.metric is None:
+            return self.amount
+        return abs(reference.metric) * self.amount / 100
+
+    def holds(self, score: Score, reference: Score) -> tuple[bool, str]:
+        """Whether a model keeps the budget, and on what grounds in words.
+
+        Args:
+            score: of the model.
+            reference: of the original, from the same evaluator.
+        """
+        bounds = list(self._bounds(score, reference))
+        if not bounds:
+            return False, "nothing to judge by: no metric, and no output with numbers that vary"
+        broken = [bound for bound in bounds if not bound.holds]
+        worst = min(broken or bounds, key=lambda bound: bound.margin)
+        return not broken, worst.text
+
+    def margin(self, score: Score, reference: Score) -> float:
+        """How far inside the budget a model is: at least 0 if it holds, and 1 if no metric is lost.
+
+        Candidates may be ranked by it; what is an SQNR counts in steps of 10 dB above its bound.
+        """
+        return min((bound.margin for bound in self._bounds(score, reference)), default=-math.inf)
+
+    def _bounds(self, score: Score, reference: Score) -> Iterator[_Bound]:
+        allowed = self.allowed(reference)
+        if score.metric is not None and reference.metric is not None:
+            drop = reference.metric - score.metric
+            text = f"{score.metric_name} {reference.metric:.6g} -> {score.metric:.6g}, a drop of {drop:.3g}"
+            text += f" (allowed {allowed:.3g}{self._grain(allowed, score)})"
+            yield _Bound(text, score.metric, reference.metric - allowed, allowed or 1.0)
+            return
+        for output in score.outputs:
+            if output.agreement is not None:
+                least = 1 - allowed / 100
+                text = f"'{output.name}' agrees on {output.agreement:.2%} of {output.rows:,} rows"
+                text += f" (least {least:.2%})"
+                yield _Bound(text, output.agreement, least, allowed / 100 or 1.0)
+            if output.sqnr_db is not None:
+                least = LEAST_DB if output.agreement is None else LEAST_CLASS_DB
+                text = f"'{output.name}' has {output.sqnr_db:.1f} dB (least {least:g} dB)"
+                yield _Bound(text, output.sqnr_db, least, _SCALE_DB)
+
+    def _grain(self, allowed: float, score: Score) -> str:
+        """What a drop means on so few labels that the bound is finer than one of them."""
+        if not score.rows or score.lost is None or allowed >= 100 / score.rows:
+            return ""
+        return f", less than one of {score.rows:,} labels"

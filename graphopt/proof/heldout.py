@@ -1,0 +1,222 @@
+"""Which samples calibrate and which judge: no sample ever does both.
+
+Samples are told apart by a hash of their inputs, taken in one pass that keeps nothing else. Every later
+pass checks that it gets the same samples, so that a function that shuffles cannot bring a held-out sample
+into calibration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.console.progress import Progress, silent
+from graphopt.errors import DataError, UsageError
+from graphopt.proof.labels import Labels
+from graphopt.proof.usermetric import UserMetric
+from graphopt.runtime.values import STRING, Tensor, Value
+from graphopt.samples.inputs import InputSpec
+from graphopt.samples.sampling import SYNTHETIC, Sample, Samples
+from graphopt.samples.userdata import LABELS, load_function, reader
+
+HELD_OUT_EVERY = 4
+MOST_HELD_OUT = 128
+SYNTHETIC_COUNT = 64
+_SHOWN = 3
+
+Evaluation = str | Path | Callable[..., Any] | None
+Digest = bytes
+
+
+@dataclass(frozen=True)
+class Division:
+    """The samples of one run.
+
+    Attributes:
+        calibration: those that ranges, weights and biases are computed from.
+        calibration_count: how many these are; 0 if nothing is calibrated.
+        evaluation: those that judge.
+        evaluation_count: how many these are.
+        metric: what else judges; None without ``--eval``, or if its file has no labels.
+        evidence: one line on what judges and how the samples were kept apart.
+    """
+
+    calibration: Samples
+    calibration_count: int
+    evaluation: Samples
+    evaluation_count: int
+    metric: Labels | UserMetric | None
+    evidence: str
+
+
+def gather(
+    model: ir.Model, data: str | None, shapes: Sequence[str] = (), seed: int = 0, limit: int | None = None
+) -> Samples:
+    """All samples of ``--data``, or the first ``limit``; without data 64 synthetic ones.
+
+    Raises:
+        UsageError: there is no such data, or a shape does not fit the model.
+    """
+    if data is not None and data != SYNTHETIC:
+        return Samples.from_user(data, model, limit)
+    from graphopt.samples.synthetic import Drawer, parse_shapes
+
+    drawer = Drawer(model, parse_shapes(shapes), seed, override=False)
+    return Samples.synthetic(drawer, SYNTHETIC_COUNT if limit is None else limit)
+
+
+def divide(
+    samples: Samples,
+    evaluation: Evaluation,
+    specs: Sequence[InputSpec],
+    *,
+    calibrate: bool = True,
+    progress: Progress = silent,
+) -> Division:
+    """Decide which samples calibrate and which judge.
+
+    Args:
+        samples: those of ``--data``, all of them; the same on every iteration.
+        evaluation: ``--eval``: an .npz file with an array per input and, for a metric, ``labels``; a folder
+            of samples; ``module:function``, or a function. Without a file or folder every fourth of
+            ``samples`` is held out, at most 128.
+        specs: the model's inputs.
+        calibrate: False uses all of ``samples`` to judge if ``evaluation`` gives none.
+        progress: told how many samples were looked at.
+
+    Raises:
+        UsageError: ``evaluation`` is neither a file, nor a folder, nor a function.
+        DataError: a sample does not fit the model, is in both sets, or there are too few.
+    """
+    if isinstance(evaluation, str | Path) and Path(evaluation).exists():
+        return _from_files(samples, Path(evaluation), specs, calibrate, progress)
+    metric = None if evaluation is None else _function(evaluation, specs)
+    digests = _digests(samples, progress)
+    flags = _flags(digests, samples.source) if calibrate else [True] * len(digests)
+    calibration, judging = (_part(samples, digests, flags, side) for side in (False, True))
+    counts = flags.count(False), flags.count(True)
+    evidence = f"{samples.describe(counts[1])}{', held out of calibration' if calibrate else ''}"
+    if metric is not None:
+        evidence += f"; that the samples of {metric.name} did not calibrate cannot be checked"
+    return Division(calibration, counts[0], judging, counts[1], metric, evidence)
+
+
+def _from_files(
+    samples: Samples, path: Path, specs: Sequence[InputSpec], calibrate: bool, progress: Progress
+) -> Division:
+    judging = Samples(str(path), reader(str(path), specs))
+    judged = _digests(judging, progress)
+    labels = _labels(path, len(judged), specs)
+    digests = _digests(samples, progress) if calibrate else []
+    _refuse_overlap(samples.source, digests, str(path), judged)
+    evidence = judging.describe(len(judged)) + (", none of which calibrated" if calibrate else "")
+    return Division(
+        _part(samples, digests, [True] * len(digests), True),
+        len(digests),
+        _part(judging, judged, [True] * len(judged), True),
+        len(judged),
+        labels,
+        evidence,
+    )
+
+
+def _labels(path: Path, count: int, specs: Sequence[InputSpec]) -> Labels | None:
+    """The labels of ``count`` samples in a file; one that is an input of the model is none."""
+    if not path.is_file() or any(spec.name == LABELS for spec in specs):
+        return None
+    with np.load(path) as arrays:  # objects are refused, as they should be
+        return Labels(arrays[LABELS], count, str(path)) if LABELS in arrays else None
+
+
+def _function(evaluation: str | Path | Callable[..., Any], specs: Sequence[InputSpec]) -> UserMetric:
+    if callable(evaluation):
+        return UserMetric(evaluation, getattr(evaluation, "__qualname__", repr(evaluation)), specs)
+    module, separator, name = str(evaluation).partition(":")
+    if not separator or "/" in module:
+        raise UsageError(f"no such --eval: {evaluation} (an .npz file, a folder, or package.module:function)")
+    return UserMetric(load_function(module, name), str(evaluation), specs)
+
+
+def _refuse_overlap(source: str, digests: Sequence[Digest], judge: str, judged: Sequence[Digest]) -> None:
+    """No sample may be in both sets."""
+    known = {digest: index for index, digest in enumerate(digests)}
+    both = [(known[digest], index) for index, digest in enumerate(judged) if digest in known]
+    if both:
+        shown = ", ".join(f"{a} = {b}" for a, b in both[:_SHOWN]) + (", …" if len(both) > _SHOWN else "")
+        raise DataError(
+            f"{len(both)} of {len(judged)} samples of {judge} are in {source} too (sample {shown});"
+            " what calibrates must not judge: remove them from one of the two"
+        )
+
+
+def _flags(digests: Sequence[Digest], source: str) -> list[bool]:
+    """Whether each sample is held out: every fourth that is new; one that comes again goes where it was."""
+    sides: dict[Digest, bool] = {}
+    for digest in digests:
+        turn, place = divmod(len(sides), HELD_OUT_EVERY)
+        sides.setdefault(digest, place == HELD_OUT_EVERY - 1 and turn < MOST_HELD_OUT)
+    if len(sides) < 2:
+        raise DataError(
+            f"{source} holds {'only one sample' if sides else 'no sample'}: calibration needs one and judging"
+            " another; give more, or others with --eval"
+        )
+    if not any(sides.values()):
+        sides[next(reversed(sides))] = True
+    return [sides[digest] for digest in digests]
+
+
+def _part(samples: Samples, digests: Sequence[Digest], flags: Sequence[bool], side: bool) -> Samples:
+    """The samples of one side, each checked to be what it was."""
+    chosen = [flag == side for flag in flags]
+
+    def make() -> Iterator[Sample]:
+        checked = map(partial(_same, samples.source), itertools.count(), samples, digests)
+        return itertools.compress(checked, chosen)
+
+    return Samples(samples.source, make, samples.drawer)
+
+
+def _same(source: str, index: int, sample: Sample, known: Digest) -> Sample:
+    if digest(sample) != known:
+        raise DataError(
+            f"{source} gives another sample {index} when it is read again: calibration and judging need the"
+            " same samples in the same order; seed it, and do not shuffle"
+        )
+    return sample
+
+
+def _digests(samples: Iterable[Sample], progress: Progress) -> list[Digest]:
+    found = []
+    for index, sample in enumerate(samples):
+        progress("reading samples", index)
+        found.append(digest(sample))
+    return found
+
+
+def digest(sample: Sample) -> Digest:
+    """A hash of a sample's inputs: names, types, shapes and contents."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(sample):
+        state.update(f"{name!r}=".encode())
+        _absorb(state, sample[name])
+    return state.digest()
+
+
+def _absorb(state: Any, value: Value) -> None:
+    if isinstance(value, Tensor):
+        state.update(f"{value.elem_type}{value.shape}".encode())
+        state.update(repr(value.data).encode() if value.elem_type == STRING else value.raw())
+    elif isinstance(value, list):
+        state.update(f"[{len(value)}".encode())
+        for item in value:
+            _absorb(state, item)
+    else:
+        state.update(repr(value).encode())

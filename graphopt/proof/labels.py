@@ -1,0 +1,105 @@
+"""What a model's outputs are worth by the user's labels.
+
+Integers are classes: the metric is the share of rows, in percent, whose largest score is that of the label
+(top-1 accuracy); negative labels are skipped. Floats are targets: the metric is the negative mean squared
+error. Rows are taken in order, so labels may be given per sample or per row of a sequence, whatever their
+shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.errors import DataError
+from graphopt.runtime.values import Tensor, Value
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of a number of samples.
+
+    Attributes:
+        values: integers or floats, [samples, ...] or, if a sample is a batch of B, [samples · B, ...].
+        samples: how many samples they are for.
+        source: the file, for messages.
+    """
+
+    values: Array
+    samples: int
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.values.dtype.kind not in "iuf" or not np.isfinite(self.values).all():
+            raise DataError(f"{self.source}: labels must be integers (classes) or finite floats (targets)")
+        if not self.values.ndim or not self.samples or len(self.values) % self.samples:
+            raise DataError(
+                f"{self.source}: labels of shape {self.values.shape} do not fit {self.samples} samples"
+            )
+
+    @property
+    def are_classes(self) -> bool:
+        """Whether they are classes rather than targets."""
+        return self.values.dtype.kind in "iu"
+
+    @property
+    def name(self) -> str:
+        """The metric's name."""
+        return "top-1 accuracy (%)" if self.are_classes else "negative mean squared error"
+
+    def merits(self, index: int, outputs: Mapping[str, Value]) -> Array:
+        """What one sample's outputs are worth: float32 per label, 1 or 0 for classes, −(y − t)² for targets.
+
+        Raises:
+            DataError: no output has the labels' form.
+        """
+        each = len(self.values) // self.samples
+        labels = self.values[index * each : (index + 1) * each]
+        for value in outputs.values():
+            merits = self._merits(labels, value.numpy()) if isinstance(value, Tensor) else None
+            if merits is not None:
+                return merits.astype(np.float32).reshape(-1)
+        shapes = ", ".join(f"'{k}' {list(v.shape)}" for k, v in outputs.items() if isinstance(v, Tensor))
+        raise DataError(
+            f"{self.source}: labels {list(labels.shape)} of sample {index} fit no output ({shapes});"
+            " judge with --eval module:function instead"
+        )
+
+    def metric(self, merits: Array) -> float:
+        """The metric of the merits of all samples."""
+        return float(np.mean(merits, dtype=np.float64)) * (100 if self.are_classes else 1)
+
+    def _merits(self, labels: Array, output: Array) -> Array | None:
+        """The merits if the output has the form for these labels."""
+        if not self.are_classes:
+            fits = output.dtype.kind == "f" and output.size == labels.size
+            return -np.square(output.reshape(-1) - labels.reshape(-1)) if fits else None
+        decisions = _decisions(output, labels.shape)
+        if decisions is None:
+            return None
+        known = labels.reshape(-1) >= 0
+        hits: Array = decisions.reshape(-1) == labels.reshape(-1)
+        return hits[known]
+
+
+def _decisions(output: Array, shape: tuple[int, ...]) -> Array | None:
+    """The class of each label: what an output of integers says, or the largest along the axis of classes.
+
+    That is the last axis, or the second one of an image [B, C, H, W] whose labels are [B, H, W].
+    """
+    count = int(np.prod(shape, dtype=np.int64))
+    if output.dtype.kind in "iu":
+        return output if output.size == count else None
+    if output.dtype.kind != "f" or output.ndim < 1:
+        return None
+    if output.shape[-1] > 1 and output.size == count * output.shape[-1]:
+        return np.asarray(output.argmax(axis=-1))
+    if output.ndim > 2 and output.shape[1] > 1 and output.size == count * output.shape[1]:
+        return np.asarray(output.argmax(axis=1))
+    return None
