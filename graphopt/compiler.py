@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt import graph as g
 from graphopt.candidates import Candidate, Candidates
 from graphopt.errors import InvalidModelError, ParityError, UsageError, WorkerError
 from graphopt.journal import Journal
@@ -70,7 +72,7 @@ class Compiler:
     def __init__(self, source: Source, output: Path | None, options: Options) -> None:
         self.source, self.output, self.options = source, output, options
         self.target = Target.named(options.target)
-        self.pipeline = options.plan()[0]
+        self.pipeline, self.replayed = options.plan()
         self.stack = ExitStack()
 
     def run(self) -> Result:
@@ -331,10 +333,20 @@ class Compiler:
         report.absorb(candidate.journal, candidate.model)
         report.after = Stats.of(candidate.model)
         report.left_out = self.candidates.left_out
+        report.notes += self._unanswered()
         if report.verdict is not None:
             report.evidence, report.evidence_detail = report.verdict.status, report.verdict.summary()
         else:
             report.evidence_detail = "no comparison was asked for"
+
+    def _unanswered(self) -> Iterator[str]:
+        """What the user asked for and nothing in the model answers to, such as a misspelt name."""
+        known = {name for node in g.nodes(self.original.ir) for name in (node.op_type, node.name)}
+        if unknown := [name for name in self.options.keep if name not in known]:
+            yield f"--keep: no node or operator is called {', '.join(map(repr, unknown))}"
+        wanted = (self.replayed or frozenset()) - {item.rewrite for item in self.candidates.left_out}
+        if missed := len(wanted - set(self.report.rewrites)):
+            yield f"--replay: {missed} of {len(wanted)} rewrites of the report found no place in this model"
 
 
 def _check_output(source: Path | None, output: Path, in_place: bool) -> None:

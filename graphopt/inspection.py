@@ -19,6 +19,7 @@ from graphopt.interface import Interface
 from graphopt.journal import Journal
 from graphopt.legacy import as_ir4
 from graphopt.model import Model
+from graphopt.samples.inputs import spell
 from graphopt.shapes.inference import Shapes
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -199,7 +200,7 @@ def _match(value: ir.Value, dims: tuple[int, ...]) -> dict[str, int]:
         return {}
     fits = len(stated) == len(dims)
     if not fits or any(isinstance(a, int) and a not in (b, -1) for a, b in zip(stated, dims, strict=True)):
-        raise UsageError(f"--shape of '{value.name}' does not fit its {list(stated)}")
+        raise UsageError(f"shape {spell(dims)} does not fit input {value.name!r}, which is {spell(stated)}")
     return {a: b for a, b in zip(stated, dims, strict=True) if isinstance(a, str)}
 
 

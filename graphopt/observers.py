@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, UsageError
+from graphopt.storage.files import refusals, write_text
 
 if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.pipeline import Observer, Pass, Run
 
 
-def print_after(name: str, write: Callable[[str], None] = print) -> Observer:
+def _to_stderr(text: str) -> None:
+    """As compilers do: stdout is for the result."""
+    print(text, file=sys.stderr)
+
+
+def print_after(name: str, write: Callable[[str], None] = _to_stderr) -> Observer:
     """Write the graph as ONNX text after the pass called ``name``, or after every one for ``all``."""
 
     def observe(step: Pass, model: Model, run: Run, changed: bool) -> None:
@@ -25,8 +32,16 @@ def print_after(name: str, write: Callable[[str], None] = print) -> Observer:
 
 
 def dump(folder: Path) -> Observer:
-    """Save ``NNN-pass.onnx`` and its text form after every pass that changed the model."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Save ``NNN-pass.onnx`` and its text form after every pass that changed the model.
+
+    Raises:
+        UsageError: ``folder`` is a file.
+        SystemRefusedError: the folder cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"cannot dump into {folder}: it is no folder")
+    with refusals(f"cannot make the folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
     count = 0
 
     def observe(step: Pass, model: Model, run: Run, changed: bool) -> None:
@@ -34,7 +49,7 @@ def dump(folder: Path) -> Observer:
         count += 1
         if changed:
             model.save(folder / f"{count:03}-{step.name}.onnx")
-            (folder / f"{count:03}-{step.name}.txt").write_text(_text(model))
+            write_text(folder / f"{count:03}-{step.name}.txt", _text(model))
 
     return observe
 

@@ -37,7 +37,7 @@ class Options:
         verify_each: compare with the original after every pass.
         print_after: a pass, or ``all``: print the graph after it.
         dump_dir: save the model after every pass that changed it.
-        replay: a report whose decisions are repeated.
+        replay: a report whose decisions are repeated; it also says which passes run.
         time_limit: seconds that one call into ONNX Runtime may take.
         memory_limit: bytes of data memory for ONNX Runtime; ``None`` is nine tenths of the machine's memory.
         progress: called with the stage, and when they are known with the steps done and in total.
@@ -66,12 +66,19 @@ class Options:
     memory_limit: int | None = None
     progress: Progress = field(default=silent, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.replay is not None and self.passes is not None:
+            raise UsageError("--replay repeats the passes of its report; leave --passes out")
+        if self.verify_each and not self.verify:
+            raise UsageError("--verify-each compares with the original; leave --no-verify out")
+
     def plan(self) -> tuple[Pipeline, frozenset[Rewrite] | None]:
         """The passes to run, and when replaying the only rewrites that they may make.
 
         Raises:
-            UsageError: a pass is unknown, or ``print_after`` names none of those that run.
-            DataError: ``replay`` is no report.
+            UsageError: a pass is unknown, there is no file ``replay``, or ``print_after`` names no pass that
+                runs.
+            DataError: ``replay`` is a file, but no report.
         """
         passes, only = self.passes, None
         if self.replay is not None:

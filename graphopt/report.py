@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import graph as g
 from graphopt.console.plain import to_json
-from graphopt.errors import DataError
+from graphopt.errors import DataError, UsageError
 from graphopt.journal import Journal, Refusal, Rewrite
 
 if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.proof.measure import Comparison
     from graphopt.proof.verify import Verdict
+
+
+FORMAT = "graphopt-report-1"
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
-        plain: dict[str, Any] = {"format": "graphopt-report-1", **dataclasses.asdict(self)}
+        plain: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(self)}
         return plain
 
     def save(self, path: Path) -> None:
@@ -108,12 +111,18 @@ def decisions(path: Path) -> tuple[str, frozenset[Rewrite]]:
     """The pipeline and the rewrites of an earlier report, for ``--replay``.
 
     Raises:
+        UsageError: there is no such file.
         DataError: the file is no report of graphopt.
     """
+    if not path.is_file():
+        raise UsageError(f"no such report: {path}")
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["format"] != FORMAT:
+            raise ValueError(f"its format is {stored['format']!r}, not {FORMAT!r}")
         return stored["pipeline"], frozenset(Rewrite(**rewrite) for rewrite in stored["rewrites"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
         raise DataError(
-            f"'{path}' is no graphopt report ({error}); --replay takes a file that --report wrote"
+            f"'{path}' is no graphopt report ({why}); --replay takes a file that --report wrote"
         ) from None

@@ -43,6 +43,15 @@ def _targets(incomplete: str) -> Iterable[str]:
     return [name for name in TARGETS if name.startswith(incomplete)]
 
 
+def _positive(limit: float | None) -> float | None:
+    """Refuses limits that the system could not keep; NaN among them."""
+    if limit is not None and not 0 < limit <= _LARGEST_LIMIT:
+        raise typer.BadParameter(f"{limit:g} is not in the range 0<x<={_LARGEST_LIMIT:,}")
+    return limit
+
+
+_LARGEST_LIMIT = 1_000_000
+
 RESULT, EVIDENCE, OUTPUT, DEBUG = "Result", "Verification and measurement", "Output", "Debugging"
 
 Input = Annotated[
@@ -82,7 +91,7 @@ TargetName = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(metavar="N", rich_help_panel=EVIDENCE, help="Seed of the synthetic samples.")
+    int, typer.Option(metavar="N", min=0, rich_help_panel=EVIDENCE, help="Seed of the synthetic samples.")
 ]
 CustomOps = Annotated[
     list[Path] | None,
@@ -93,13 +102,17 @@ Debug = Annotated[bool, _flag("--debug", panel=DEBUG, help="Show tracebacks.")]
 TimeLimit = Annotated[
     float,
     typer.Option(
-        metavar="S", rich_help_panel=EVIDENCE, help="Seconds that one call into ONNX Runtime may take."
+        metavar="S",
+        callback=_positive,
+        rich_help_panel=EVIDENCE,
+        help="Seconds that one call into ONNX Runtime may take.",
     ),
 ]
 MemoryLimit = Annotated[
     float | None,
     typer.Option(
         metavar="GB",
+        callback=_positive,
         rich_help_panel=EVIDENCE,
         help="Data memory that ONNX Runtime may take; default: nine tenths of the machine's.",
     ),
@@ -202,7 +215,7 @@ def optimize(
             metavar="PASS",
             autocompletion=_pass_names,
             rich_help_panel=DEBUG,
-            help="Print the graph as text after a pass, or after 'all'.",
+            help="Print the graph as text to stderr after a pass, or after 'all'.",
         ),
     ] = None,
     dump_dir: Annotated[

@@ -40,7 +40,8 @@ def _line(error: BaseException) -> tuple[str, int]:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "graphopt"
-        return f"{error.format_message().rstrip('.')}; '{command} --help' shows the usage", 2
+        text = error.format_message().rstrip(".")
+        return f"{text}{'' if text.endswith('?') else ';'} '{command} --help' shows the usage", 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; an output appears whole or not at all", 130
     if isinstance(error, MemoryError):

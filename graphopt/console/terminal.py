@@ -175,6 +175,8 @@ def _stripped(text: str) -> str:
 
 
 def _write(text: str) -> None:
+    if sys.stdout is None:  # closed by the caller, as `>&-` does
+        return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -224,7 +224,10 @@ class Verifier:
             with _opened(self.worker, self.original, REFERENCE, self.threads):
                 return True
         except WorkerError as error:
-            self.reason = f"ONNX Runtime cannot run the original: {error}"
+            self.reason = (
+                "not compared, since ONNX Runtime cannot load the original (if it has custom operators, name"
+                f" their library with --custom-ops): {error}"
+            )
             return False
 
     @cached_property

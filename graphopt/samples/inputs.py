@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ def check(specs: Sequence[InputSpec], sample: Mapping[str, Any], where: str) -> 
     """
     known = {spec.name for spec in specs}
     if unknown := sorted(map(str, set(sample) - known)):
-        raise DataError(f"{where}: the model has no input {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        raise DataError(f"{where}: the model has no input {unknown[0]!r}; it has {quoted(known)}")
     values: dict[str, Value] = {}
     dims: dict[str, tuple[int, str]] = {}
     for spec in specs:
@@ -101,7 +101,7 @@ def _check_shape(
     fits = len(shape) == len(spec.shape)
     fits = fits and all(not isinstance(b, int) or a == b for a, b in zip(shape, spec.shape, strict=True))
     if not fits:
-        raise DataError(f"{where} has shape {_spell(shape)}, the model takes {_spell(spec.shape)}")
+        raise DataError(f"{where} has shape {spell(shape)}, the model takes {spell(spec.shape)}")
     for size, dim in zip(shape, spec.shape, strict=True):
         if isinstance(dim, str) and dims.setdefault(dim, (size, spec.name))[0] != size:
             other, name = dims[dim]
@@ -123,7 +123,13 @@ def _dim(dim: int | ir.SymbolicDim) -> Dim:
     return None if dim.value in {None, "", "?"} else str(dim.value)
 
 
-def _spell(shape: Sequence[Dim]) -> str:
+def quoted(names: Iterable[str]) -> str:
+    """Names for a message, in order."""
+    return ", ".join(map(repr, sorted(names)))
+
+
+def spell(shape: Sequence[Dim]) -> str:
+    """A shape as ``--shape`` takes it, such as ``batchx3x224x224``; a scalar's is ``scalar``."""
     return "x".join("?" if dim is None else str(dim) for dim in shape) or "scalar"
 
 

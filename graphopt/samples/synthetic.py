@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from graphopt.errors import DataError, UsageError
 from graphopt.runtime.values import BOOL, FLOATING, STRING, Tensor, Value, dtype_of
 from graphopt.samples.hints import Hint, hints_of, mentioned_sizes
-from graphopt.samples.inputs import InputSpec, inputs_of
+from graphopt.samples.inputs import InputSpec, inputs_of, quoted, spell
 from graphopt.samples.sizes import Choice, Variable, dim_name, enlarged, search, variables_of
 
 Array = NDArray[Any]
@@ -222,12 +222,12 @@ def _with_shapes(specs: Sequence[InputSpec], shapes: Shapes) -> list[InputSpec]:
     fixed: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in by_name:
-            raise UsageError(f"no input {name!r} to shape; the model has {', '.join(by_name)}")
+            raise UsageError(f"no input {name!r} to shape; the model has {quoted(by_name)}")
         spec = by_name[name]
         known = spec.shape if spec.shape is not None else (None,) * len(shape)
         fits = len(known) == len(shape)
         if not fits or any(isinstance(a, int) and a != b for a, b in zip(known, shape, strict=True)):
-            raise UsageError(f"shape {shape} does not fit input {name!r}, which is {known}")
+            raise UsageError(f"shape {spell(shape)} does not fit input {name!r}, which is {spell(known)}")
         fixed |= {dim: size for dim, size in zip(known, shape, strict=True) if isinstance(dim, str)}
     return [replace(spec, shape=shapes.get(spec.name) or _fixed(spec, fixed)) for spec in specs]
 

@@ -37,7 +37,7 @@ class Staged:
         """Make the dot-named folder.
 
         Raises:
-            UsageError: the destination's folder does not exist, or the destination is a folder.
+            UsageError: see :func:`check_destination`.
             SystemRefusedError: the system refuses to create a folder there.
         """
         check_destination(destination)
@@ -114,13 +114,16 @@ def check_destination(path: Path) -> None:
     """Refuse a path that cannot become a file, before the work whose result it is to hold.
 
     Raises:
-        UsageError: its folder does not exist, or it is a folder.
+        UsageError: its folder does not exist, or it is no regular file: a folder, or a device such as
+            /dev/null, which a rename would replace for the whole system.
     """
     home = path.absolute().parent
     if not home.is_dir():
         raise UsageError(f"cannot write {path}: the folder {home} does not exist")
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot write {path}: it is a device or a pipe, not a regular file")
 
 
 class refusals:  # noqa: N801 - reads as a statement
@@ -143,7 +146,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically.
 
     Raises:
-        UsageError: the folder does not exist, or the path is a folder.
+        UsageError: see :func:`check_destination`.
         SystemRefusedError: the system refuses, for instance because the disk is full.
     """
     with Staged(path) as staged:
@@ -151,7 +154,7 @@ def write_text(path: Path, text: str) -> None:
         staged.commit()
 
 
-def write_all(file: BinaryIO, parts: Iterable[bytes]) -> None:
+def write_all(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> None:
     """Write every byte, however few the system takes at a time."""
     for part in parts:
         view = memoryview(part)

@@ -187,6 +187,21 @@ USAGE = {
     "verify without a second model": (["verify", "{tiny}", "{folder}/none.onnx"], "none.onnx"),
     "bench without a second model": (["bench", "{tiny}", "{folder}/none.onnx"], "none.onnx"),
     "negative threads": (["optimize", "{tiny}", "{out}", "--threads", "-1"], "--threads"),
+    "negative seed": (["optimize", "{tiny}", "{out}", "--seed", "-1"], "--seed"),
+    "negative time limit": (["optimize", "{tiny}", "{out}", "--time-limit", "-3"], "--time-limit"),
+    "endless time limit": (["verify", "{tiny}", "{tiny}", "--time-limit", "inf"], "--time-limit"),
+    "memory limit that is no number": (["bench", "{tiny}", "{tiny}", "--memory-limit", "nan"], "--memory"),
+    "shapes beside data": (["optimize", "{tiny}", "{out}", "--data", "m:f", "--shape", "x=1x4"], "--shape"),
+    "no such report": (["optimize", "{tiny}", "{out}", "--replay", "{folder}/r.json"], "r.json"),
+    "passes beside a report": (
+        ["optimize", "{tiny}", "{out}", "--replay", "{folder}/r.json", "--passes", "fold-constants"],
+        "--passes",
+    ),
+    "each pass verified, or none": (
+        ["optimize", "{tiny}", "{out}", "--no-verify", "--verify-each"],
+        "--no-verify",
+    ),
+    "dump folder is a file": (["optimize", "{tiny}", "{out}", "--dump-dir", "{tiny}"], "no folder"),
 }
 
 
@@ -227,6 +242,37 @@ def test_bad_data(
     _assert_one_line(outcome.err)
     assert "data.npz" in outcome.err
     assert _state(tiny.parent) == before
+
+
+def test_output_that_is_no_regular_file(call: Call, tiny: Path) -> None:
+    """A rename would put a file in its place; to /dev/null that does harm to the whole system."""
+    pipe = tiny.with_name("pipe.onnx")
+    os.mkfifo(pipe)
+    for arguments in ([tiny, pipe], [tiny, tiny.with_name("out.onnx"), "--report", pipe]):
+        outcome = call("optimize", *arguments)
+        assert outcome.code == 2, outcome
+        _assert_one_line(outcome.err)
+        assert "pipe.onnx" in outcome.err
+        assert pipe.is_fifo() and {path.name for path in tiny.parent.iterdir()} == {"tiny.onnx", "pipe.onnx"}
+
+
+FUNCTIONS = {
+    "raises": ("def samples():\n    raise ValueError('two\\nlines')", 5),
+    "yields and raises": ("def samples():\n    yield {'x': 1 / 0}", 5),
+    "returns nothing": ("def samples(): pass", 5),
+    "cannot be imported": ("1 / 0", 2),
+    "is no Python": ("def", 2),
+}
+
+
+@pytest.mark.parametrize(("content", "code"), FUNCTIONS.values(), ids=FUNCTIONS.keys())
+def test_function_of_samples_that_fails(tiny: Path, tmp_path: Path, content: str, code: int) -> None:
+    (tmp_path / "theirs.py").write_text(content)
+    child = start("optimize", tiny, tiny.with_name("out.onnx"), "--data", "theirs:samples", cwd=tmp_path)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == code, err
+    _assert_one_line(err)
+    assert "theirs:samples" in err and "bug" not in err
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 damaged"])

@@ -49,6 +49,33 @@ def test_file_names_do_not_break_in_a_pipe(call: Call, tiny: Path) -> None:
     assert str(folder / "out.onnx") in outcome.out
 
 
+def test_names_that_nothing_answers_to_are_said(call: Call, tiny: Path) -> None:
+    outcome = call("optimize", tiny, tiny.with_name("out.onnx"), "--keep", "Identity", "--keep", "Add_7")
+    assert outcome.code == 0 and "2  (unchanged)" in outcome.out
+    assert "called 'Add_7'" in outcome.out
+
+
+def test_a_report_of_another_model_is_said(call: Call, tiny: Path, tmp_path: Path) -> None:
+    report, other = tmp_path / "r.json", tiny.with_name("other.onnx")
+    onnx.save(onnx.parser.parse_model(TINY.replace("same", "alike")), other)
+    common = (tiny.with_name("out.onnx"), "--no-measure")
+    assert call("optimize", tiny, *common, "--report", report).code == 0
+    assert "--replay" not in call("optimize", tiny, *common, "--replay", report).out
+    assert "1 of 1 rewrites" in call("optimize", other, *common, "--replay", report).out
+
+
+def test_printed_graphs_stay_out_of_json(call: Call, tiny: Path) -> None:
+    outcome = call("optimize", tiny, tiny.with_name("out.onnx"), "--print-after", "all", "--json")
+    assert _json(outcome.out)["evidence"] == "verified"
+    assert "after eliminate-identity (changed)" in outcome.err
+
+
+def test_closed_stdout(tiny: Path) -> None:
+    command = ["sh", "-c", f'"{sys.executable}" -m graphopt inspect "{tiny}" >&-']
+    done = subprocess.run(command, check=False, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_quiet(call: Call, tiny: Path) -> None:
     outcome = call("optimize", tiny, tiny.with_name("out.onnx"), "-q", "--no-measure")
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
