@@ -16,6 +16,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.journal import Journal
 from graphopt.legacy import as_ir4
+from graphopt.storage.spill import Spill
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -34,12 +35,14 @@ class Run:
         worker: evaluates constants in ONNX Runtime, in a child process.
         journal: counts rewrites and keeps refusals and notes.
         keep: operator types and node names that no rewrite may touch.
+        spill: where large new constants lie.
     """
 
     target: Target
     worker: Worker
     journal: Journal = field(default_factory=Journal)
     keep: frozenset[str] = frozenset()
+    spill: Spill = field(default_factory=Spill)
     _names: g.Names | None = None
     _shapes: tuple[Model, int, Shapes] | None = None
 
@@ -81,9 +84,13 @@ class Run:
     def new_constant(
         self, model: Model, at: ir.Node, data: np.ndarray[Any, Any] | ir.TensorProtocol, name: str
     ) -> ir.Value:
-        """A new constant that a node can see: an initializer, or inside a function a Constant node."""
+        """A new constant that a node can see: an initializer, or inside a function a Constant node.
+
+        Raises:
+            SystemRefusedError: a large one is kept in a temporary file, and the disk is full.
+        """
         fresh = self.names(model).fresh(name)
-        tensor = ir.Tensor(data, name=fresh) if isinstance(data, np.ndarray) else data
+        tensor = self.spill.keep(ir.Tensor(data, name=fresh) if isinstance(data, np.ndarray) else data)
         if at.graph in g.function_graphs(model.ir):
             node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name=fresh)
             node.outputs[0].name = fresh

@@ -7,7 +7,6 @@ bytes. That keeps bfloat16, float8 and the 4-bit types exact, which numpy alone 
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from graphopt.storage.mapping import map_range
 
 STRING, BOOL, FLOAT16, BFLOAT16 = 8, 9, 10, 16
 
@@ -79,13 +80,8 @@ class FileRange:
 
     def map(self) -> NDArray[np.uint8]:
         """The bytes as a read-only memory map; the file may be removed afterwards."""
-        if not self.length:
-            return np.zeros(0, np.uint8)
-        start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         with Path(self.path).open("rb") as file:
-            size = self.offset - start + self.length
-            view = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start)
-        return np.frombuffer(view, np.uint8, self.length, self.offset - start)
+            return map_range(file.fileno(), self.offset, self.length)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,36 +6,72 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from graphopt.errors import InvalidModelError, SystemRefusedError
+from graphopt.storage.files import refusals
+from graphopt.storage.mapping import map_range
 
+OWN_MAP = 1 << 16
+"""Bytes from which on a tensor is mapped by itself while it is read, and a new one is kept in a file."""
 _CHUNK = 1 << 20  # bytes read at once
 
 
 class MappedFile:
-    """One read-only map and one descriptor of a file; both live as long as a tensor that lies in it."""
+    """A file whose ranges are read as memory; open as long as a tensor that lies in it."""
 
     def __init__(self, path: Path) -> None:
-        """Open and map the file.
+        """Open the file.
 
         Raises:
-            SystemRefusedError: the system does not let us read or map it.
+            SystemRefusedError: the system does not let us read it.
         """
         self.path = path
-        try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - as long as the map is in use
+        with refusals(f"cannot read {path}"):
+            self._file: BinaryIO = open(path, "rb", 0)  # noqa: SIM115 - as long as a tensor lies in it
             self.size = os.fstat(self._file.fileno()).st_size
-            empty = self.size == 0
-            self.data: mmap.mmap | bytes = (
-                b"" if empty else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            )
-        except OSError as error:
-            raise SystemRefusedError(f"cannot read {path}: {error.strerror or error}") from error
+
+    @cached_property
+    def data(self) -> mmap.mmap | bytes:
+        """One map of the whole file, for what is small: pages that were read stay resident."""
+        with refusals(f"cannot read {self.path}"):
+            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+
+    def view(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """A read-only view of a range; a large one has a map of its own, which ends with the view.
+
+        Raises:
+            SystemRefusedError: the system does not map it, or the file was shortened.
+        """
+        if length < OWN_MAP:
+            return np.frombuffer(self.data, np.uint8, length, offset)
+        try:
+            with refusals(f"cannot read {self.path}"):
+                return map_range(self._file.fileno(), offset, length)
+        except ValueError as error:
+            raise self._shortened() from error
+
+    def shared_path(self) -> str | None:
+        """A path by which another process of this user can read the file; None where there is none.
+
+        A file that was removed or replaced since it was opened still has one on Linux, in /proc.
+        """
+        descriptor = self._file.fileno()
+        with suppress(OSError):
+            if os.path.samestat(os.stat(self.path), os.fstat(descriptor)):
+                return os.path.abspath(self.path)
+        link = f"/proc/{os.getpid()}/fd/{descriptor}"
+        return link if os.path.exists(link) else None
+
+    def _shortened(self) -> SystemRefusedError:
+        return SystemRefusedError(f"cannot read {self.path}: it was shortened while in use")
 
     def fileno(self) -> int | None:
         """The descriptor to copy ranges from."""
@@ -46,16 +82,9 @@ class MappedFile:
         while length > 0:
             chunk = os.pread(self._file.fileno(), min(length, _CHUNK), offset)
             if not chunk:
-                raise SystemRefusedError(f"cannot read {self.path}: it was shortened while in use")
+                raise self._shortened()
             offset, length = offset + len(chunk), length - len(chunk)
             yield chunk
-
-    def forget(self, offset: int, length: int) -> None:
-        """Let the system take back the pages of a range; the next read maps them again."""
-        page = mmap.PAGESIZE
-        start = offset // page * page
-        if isinstance(self.data, mmap.mmap):
-            self.data.madvise(mmap.MADV_DONTNEED, start, min(offset + length, self.size) - start)
 
 
 class MemoryFile:
@@ -69,12 +98,13 @@ class MemoryFile:
         """There is nothing to copy ranges from."""
         return None
 
+    def view(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """A read-only view of a range."""
+        return np.frombuffer(self.data, np.uint8, length, offset)
+
     def read(self, offset: int, length: int) -> Iterator[bytes]:
         """Yield a range."""
         yield self.data[offset : offset + length]
-
-    def forget(self, offset: int, length: int) -> None:
-        """The bytes have no other home."""
 
 
 class LeafTensor(ir.TensorProtocol):
@@ -142,25 +172,22 @@ class MappedTensor(LeafTensor):
         self.length = self.nbytes
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        """A read-only view of the map; types of less than a byte are unpacked into a new array."""
-        shape = self.shape.numpy()
+        """A read-only view of the file; types of less than a byte are unpacked into a new array.
+
+        Large tensors are mapped anew at each call, and their memory is given back with the last view.
+        """
+        shape, raw = self.shape.numpy(), self.file.view(self.offset, self.length)
         if self.dtype.bitwidth < 8:
-            packed = np.frombuffer(self.file.data, np.uint8, self.length, self.offset)
-            return ir.PackedTensor(packed, self.dtype, shape=shape).numpy()
-        dtype = self.dtype.numpy().newbyteorder("<")
-        return np.frombuffer(self.file.data, dtype, self.size, self.offset).reshape(shape)
+            return ir.PackedTensor(raw, self.dtype, shape=shape).numpy()
+        return raw.view(self.dtype.numpy().newbyteorder("<")).reshape(shape)
 
     def tobytes(self) -> bytes:
         """A copy of the data, little-endian."""
-        return bytes(self.file.data[self.offset : self.offset + self.length])
+        return self.file.view(self.offset, self.length).tobytes()
 
     def chunks(self) -> Iterator[bytes]:
         """The data in pieces of at most 1 MiB that never count as mapped memory."""
         return self.file.read(self.offset, self.length)
-
-    def forget(self) -> None:
-        """Give the pages back that ``numpy()`` brought in; call it once the view is no longer needed."""
-        self.file.forget(self.offset, self.length)
 
 
 class SparseTensor(LeafTensor):
@@ -190,12 +217,31 @@ class SparseTensor(LeafTensor):
         return ir.Tensor(self.numpy(), dtype=self.dtype).tobytes()
 
 
-def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes]:
-    """The little-endian bytes of any tensor but a string tensor, in pieces."""
+def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
+    """The little-endian bytes of any tensor but a string tensor, in pieces; nothing large is copied."""
     if isinstance(tensor, MappedTensor):
         yield from tensor.chunks()
+    elif isinstance(tensor, ir.Tensor) and tensor.dtype.bitwidth >= 8:
+        array = tensor.numpy()
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        yield little.reshape(-1).view(np.uint8).data
     else:
         yield tensor.tobytes()
+
+
+def slices(tensor: ir.TensorProtocol, elements: int) -> Iterator[tuple[slice, np.ndarray[Any, Any]]]:
+    """A tensor along its first axis, about so many elements at a time; of a file, only these are in memory.
+
+    Yields:
+        Which indices of the first axis, and the values there. A tensor of rank 0 has no such axis.
+    """
+    mapped = isinstance(tensor, MappedTensor) and tensor.dtype.bitwidth >= 8
+    whole = None if mapped else tensor.numpy()
+    rows = tensor.shape.numpy()[0]
+    step = max(1, elements * rows // max(tensor.size, 1))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        yield part, (tensor.numpy() if whole is None else whole)[part]
 
 
 def digest(tensor: ir.TensorProtocol) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,19 +175,27 @@ def _constants(nodes: Iterable[ir.Node]) -> list[ir.Value]:
 
 def _data(tensor: ir.TensorProtocol) -> bytes | FileRange:
     if isinstance(tensor, MappedTensor) and isinstance(tensor.file, MappedFile):
-        return FileRange(str(tensor.file.path), tensor.offset, tensor.length)
+        path = tensor.file.shared_path()
+        if path is not None:
+            return FileRange(path, tensor.offset, tensor.length)
     return tensor.tobytes()
 
 
-def to_ir(tensor: Tensor, name: str) -> ir.TensorProtocol:
-    """A result of ONNX Runtime as a tensor of the graph; large ones stay in the worker's file, mapped."""
+def to_ir(tensor: Tensor, name: str, opened: Callable[[Path], MappedFile]) -> ir.TensorProtocol:
+    """A result of ONNX Runtime as a tensor of the graph; large ones stay in the worker's file.
+
+    Args:
+        tensor: the result.
+        name: what the tensor is to be called.
+        opened: the file at a path; results share files, and each is to be opened once.
+    """
     dtype, shape = ir.DataType(tensor.elem_type), ir.Shape(tensor.shape)
     if tensor.elem_type == STRING:
         texts = [text.encode() for text in tensor.numpy().flat]
         return ir.StringTensor(texts, shape=shape, name=name)
     if isinstance(tensor.data, FileRange):
         found = tensor.data
-        return MappedTensor(MappedFile(Path(found.path)), found.offset, dtype, shape, name)
+        return MappedTensor(opened(Path(found.path)), found.offset, dtype, shape, name)
     if dtype.bitwidth < 8:
         return ir.PackedTensor(np.array(tensor.raw()), dtype, shape=shape, name=name)
     return ir.Tensor(tensor.numpy(), dtype, shape=shape, name=name)

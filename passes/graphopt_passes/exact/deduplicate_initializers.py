@@ -95,6 +95,5 @@ def _sample(tensor: ir.TensorProtocol) -> bytes:
     """A few bytes of the front, the middle and the end of a mapped weight; others have no cheap part."""
     if not isinstance(tensor, MappedTensor) or tensor.length < 4 * _SAMPLE:
         return b""
-    data, middle, end = tensor.file.data, tensor.offset + tensor.length // 2, tensor.offset + tensor.length
-    starts = (tensor.offset, middle, end - _SAMPLE)
-    return b"".join(bytes(data[start : start + _SAMPLE]) for start in starts)
+    starts = (0, tensor.length // 2, tensor.length - _SAMPLE)
+    return b"".join(piece for at in starts for piece in tensor.file.read(tensor.offset + at, _SAMPLE))

@@ -7,7 +7,7 @@ the values that other nodes need are stored, and only while the file does not gr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from graphopt.errors import WorkerError
 from graphopt.footprint import header_bytes, tensor_bytes
 from graphopt.pipeline import Pass, Run
 from graphopt.runtime.values import Tensor, Value
+from graphopt.storage.weights import MappedFile
 from graphopt_passes.analysis.divisors import divided_by_zero
 from graphopt_passes.exact.constant_cone import Cone, Scope, foldable, frontier, is_stored, scopes, to_ir
 from graphopt_passes.exact.eliminate_dead_code import called_functions, drop_uncalled, remove_dead
@@ -224,7 +225,12 @@ class _Folding:
 
     def _store(self, plan: Plan, results: dict[ir.Value, Value]) -> bool:
         """Store what fits into the budget now that all sizes are known; returns whether anything was."""
-        tensors = {value: to_ir(r, value.name or "") for value, r in results.items() if isinstance(r, Tensor)}
+        opened = cache(MappedFile)
+        tensors = {
+            value: to_ir(result, value.name or "", opened)
+            for value, result in results.items()
+            if isinstance(result, Tensor)
+        }
         for value in results:
             reason = self._unfit(value, tensors.get(value))
             if reason is not None:

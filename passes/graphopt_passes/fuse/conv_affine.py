@@ -16,6 +16,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.rewrite import Match, Op, Pattern, Rule, RulePass, any_, const, maybe, op
 from graphopt_passes.fuse import linear
+from graphopt_passes.fuse.constants import dims, scaled
 from graphopt_passes.fuse.conv_bn import normalization, require_no_border
 from graphopt_passes.fuse.pad import PadAveragePool, PadConv
 
@@ -31,7 +32,7 @@ def _affine(match: Match, rank: int, axis: int = 1) -> linear.Affine:
     node = match.node("arithmetic")
     assert node.graph is not None
     match.require(g.opset(match.model.ir, node.graph) >= 7, "it broadcasts by the rules before opset 7")
-    k = linear.per_channel(match, linear.weight(match, match["k"], "constant"), rank, axis)
+    k = linear.per_channel(match, match["k"], rank, axis)
     one, zero = np.ones(1), np.zeros(1)
     reverse = node.inputs[0] is match["k"]
     if node.op_type == "Mul":
@@ -63,7 +64,7 @@ class LinearAffine(Rule):
     def rewrite(self, match: Match) -> ir.Value:
         """The linear node with new weights."""
         node = match.node("linear")
-        affine = _affine(match, linear.weight(match, match["w"], "weight").ndim)
+        affine = _affine(match, len(linear.weight_dims(match, node)))
         count = linear.channels(match, node)
         match.require(
             max(affine.scale.size, affine.shift.size) in (1, count), "the constant has more channels"
@@ -106,7 +107,7 @@ class AffineLinear(Rule):
 
     def rewrite(self, match: Match) -> ir.Value:
         """The linear node on the operand of the arithmetic."""
-        rank = linear.weight(match, match["w"], "weight").ndim
+        rank = len(linear.weight_dims(match, match.root))
         affine = _affine(match, rank)
         _require_rank(match, match["x"], rank)
         _require_width(match, match["x"], 1, affine)
@@ -121,11 +122,11 @@ class MatMulScale(Rule):
 
     def rewrite(self, match: Match) -> ir.Value:
         """The MatMul with scaled weights."""
-        w = linear.weight(match, match["w"], "weight")
-        match.require(w.ndim == 2, "its weight is no matrix")
+        shape = dims(match, match["w"], "weight")
+        match.require(len(shape) == 2, "its weight is no matrix")
         affine = _affine(match, 1, axis=0)
-        match.require(affine.scale.size in (1, w.shape[1]), "the constant has more columns")
-        new = linear.rounded(match, match["w"], w * affine.scale)
+        match.require(affine.scale.size in (1, shape[1]), "the constant has more columns")
+        new = scaled(match, match["w"], affine.scale.reshape(1, -1))
         return match.op("MatMul", [match["x"], new])
 
 
@@ -136,13 +137,13 @@ class ScaleMatMul(Rule):
 
     def rewrite(self, match: Match) -> ir.Value:
         """The MatMul with scaled weights."""
-        w = linear.weight(match, match["w"], "weight")
-        match.require(w.ndim == 2, "its weight is no matrix")
+        shape = dims(match, match["w"], "weight")
+        match.require(len(shape) == 2, "its weight is no matrix")
         affine = _affine(match, 1, axis=0)
         _require_rank(match, match["x"], 1)
         _require_width(match, match["x"], -1, affine)
-        match.require(affine.scale.size in (1, w.shape[0]), "the constant has more rows")
-        new = linear.rounded(match, match["w"], w * affine.scale.reshape(-1, 1))
+        match.require(affine.scale.size in (1, shape[0]), "the constant has more rows")
+        new = scaled(match, match["w"], affine.scale.reshape(-1, 1))
         return match.op("MatMul", [match["x"], new])
 
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.rewrite import Match, Rule, RulePass, any_, maybe, op
 from graphopt_passes.fuse import linear
+from graphopt_passes.fuse.constants import vector
 
 _PARAMETERS = (any_("scale"), any_("shift"), any_("mean"), any_("variance"))
 
@@ -27,7 +28,7 @@ def normalization(match: Match, node: ir.Node) -> linear.Affine:
     match.require(g.attribute(node, "spatial", 1), "it normalizes every position by itself (spatial = 0)")
     names = ("scale", "bias", "mean", "variance")
     scale, bias, mean, variance = (
-        linear.weight(match, value, name) for value, name in zip(node.inputs[1:], names, strict=True)
+        vector(match, value, name) for value, name in zip(node.inputs[1:], names, strict=True)
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = scale / np.sqrt(variance + float(g.attribute(node, "epsilon", 1e-5)))
@@ -66,11 +67,11 @@ class BatchNormConv(Rule):
 
 def require_no_border(match: Match, node: ir.Node, affine: linear.Affine) -> None:
     """Refuse to move a shift past padding: the zeros around the input are not shifted."""
-    w = linear.weight(match, node.inputs[1], "weight")
+    shape = linear.weight_dims(match, node)
     if node.op_type == "Gemm":
         match.require(not g.attribute(node, "transA", 0), "its first operand is transposed")
         return
-    still = not affine.shifts or linear.pads_nothing(node, w)
+    still = not affine.shifts or linear.pads_nothing(node, shape)
     match.require(still, "the Conv pads with zeros, which do not shift")
 
 

@@ -5,6 +5,7 @@ Everything is computed in float64 and rounded once to the dtype of the weights.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,9 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.rewrite import Match
+from graphopt_passes.fuse.constants import blocks, dims, floating, rounded, rows_of, scaled, stored, vector
 
 Array = np.ndarray[Any, Any]
-_MANTISSA_BITS = {
-    ir.DataType.DOUBLE: 52,
-    ir.DataType.FLOAT: 23,
-    ir.DataType.FLOAT16: 10,
-    ir.DataType.BFLOAT16: 7,
-}
 
 
 @dataclass(frozen=True)
@@ -41,36 +37,11 @@ class Affine:
         return bool((self.shift != 0).any())
 
 
-def weight(match: Match, value: ir.Value | None, what: str) -> Array:
-    """A constant weight in float64; refused unless it is a floating-point constant."""
-    tensor = g.constant(value)
-    match.require(tensor is not None, f"its {what} is no constant")
-    assert tensor is not None
-    match.require(tensor.dtype in _MANTISSA_BITS, f"its {what} is {tensor.dtype.name}, not floating point")
-    return tensor.numpy().astype(np.float64)
-
-
-def rounded(match: Match, old: ir.Value, new: Array) -> ir.Value:
-    """A new constant in the place of ``old``, in its dtype; the engine judges what a shared one costs."""
-    tensor = g.constant(old)
-    assert tensor is not None
-    return stored(match, new, tensor.dtype, old.name or "weight")
-
-
-def stored(match: Match, data: Array, dtype: ir.DataType, name: str) -> ir.Value:
-    """A constant rounded from float64; refused when the dtype's range loses more than its rounding."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        result = data.astype(dtype.numpy())
-        back = result.astype(np.float64)
-    match.require(np.isfinite(back).all(), f"the merged '{name}' is not finite in {dtype.name}")
-    scale = np.abs(data).max(initial=0.0)
-    error = np.abs(back - data).max(initial=0.0)
-    match.require(error <= _epsilon(dtype) * scale, f"the merged '{name}' underflows in {dtype.name}")
-    return match.constant(result, name)
-
-
-def _epsilon(dtype: ir.DataType) -> float:
-    return 2.0 ** -_MANTISSA_BITS[dtype]
+def weight_dims(match: Match, node: ir.Node) -> tuple[int, ...]:
+    """The shape of a linear node's constant weight, of rank 2 and more."""
+    found = dims(match, node.inputs[1], "weight")
+    match.require(len(found) >= 2, "its weight is no matrix")
+    return found
 
 
 def after(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
@@ -83,8 +54,8 @@ def after(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
 def channels(match: Match, node: ir.Node) -> int:
     """The number of output channels (axis 1) of a linear node, from its constants."""
     if node.op_type == "BatchNormalization":
-        return int(weight(match, node.inputs[1], "scale").size)
-    shape = weight(match, node.inputs[1], "weight").shape
+        return int(vector(match, node.inputs[1], "scale").size)
+    shape = weight_dims(match, node)
     if node.op_type == "Conv":
         return int(shape[0])
     if node.op_type == "ConvTranspose":
@@ -94,32 +65,30 @@ def channels(match: Match, node: ir.Node) -> int:
 
 def _conv(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
     """a·(W∗x + c) + b = (a·W)∗x + (a·c + b), a along the first axis of W."""
-    w = weight(match, node.inputs[1], "weight")
-    merged = w * _along(affine.scale, 0, w.ndim)
-    return _rebuilt(match, node, merged, w.shape[0], affine)
+    shape = weight_dims(match, node)
+    return _rebuilt(match, node, _along(affine.scale, 0, len(shape)), shape[0], affine)
 
 
 def _conv_transpose(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
     """As Conv; W is [C_in, C_out/group, …] and group k of the input makes output channels k·C_out/group …."""
-    w = weight(match, node.inputs[1], "weight")
-    group, per_group = int(g.attribute(node, "group", 1)), w.shape[1]
+    shape = weight_dims(match, node)
+    group, per_group = int(g.attribute(node, "group", 1)), shape[1]
     total = per_group * group
-    scale = np.broadcast_to(affine.scale, (total,)).reshape(group, 1, per_group, *[1] * (w.ndim - 2))
-    merged = (w.reshape(group, -1, *w.shape[1:]) * scale).reshape(w.shape)
-    return _rebuilt(match, node, merged, total, affine)
+    scale = np.broadcast_to(affine.scale, (total,)).reshape(group, per_group)
+    factors = np.repeat(scale, shape[0] // group, axis=0).reshape(shape[:2] + (1,) * (len(shape) - 2))
+    return _rebuilt(match, node, factors, total, affine)
 
 
 def _gemm(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
     """a·(αAB + βC) + b = αA(B·a) + (a·βC + b), a along the columns of B."""
-    w = weight(match, node.inputs[1], "weight")
+    shape = weight_dims(match, node)
     axis = 0 if g.attribute(node, "transB", 0) else 1
-    return _rebuilt(match, node, w * _along(affine.scale, axis, 2), w.shape[axis], affine)
+    return _rebuilt(match, node, _along(affine.scale, axis, 2), shape[axis], affine)
 
 
-def _rebuilt(match: Match, node: ir.Node, merged: Array, count: int, affine: Affine) -> ir.Value:
+def _rebuilt(match: Match, node: ir.Node, factors: Array, count: int, affine: Affine) -> ir.Value:
     x, w = node.inputs[0], node.inputs[1]
-    assert w is not None
-    new_w = rounded(match, w, merged) if affine.scales else w
+    new_w = scaled(match, w, factors) if affine.scales else w
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     new_bias = _bias(match, node, bias, count, affine)
     attributes = [a for a in node.attributes.values() if not (node.op_type == "Gemm" and a.name == "beta")]
@@ -134,7 +103,7 @@ def _bias(match: Match, node: ir.Node, old: ir.Value | None, count: int, affine:
         assert dtype is not None
         shift = np.broadcast_to(affine.shift, (count,))
         return stored(match, shift, dtype.dtype, f"{g.output_name(node)}_bias")
-    bias = weight(match, old, "bias")
+    bias = vector(match, old, "bias")
     match.require(
         bias.size in (1, count) and bias.shape[-1:] in ((), (1,), (count,)), "its bias varies by row"
     )
@@ -149,52 +118,55 @@ def _norm(match: Match, node: ir.Node, affine: Affine) -> ir.Value:
     assert scale is not None and bias is not None
     new_scale, new_bias = scale, bias
     if affine.scales:
-        new_scale = rounded(match, scale, weight(match, scale, "scale") * affine.scale)
-    new_bias = rounded(match, bias, weight(match, bias, "bias") * affine.scale + affine.shift)
+        new_scale = rounded(match, scale, vector(match, scale, "scale") * affine.scale)
+    new_bias = rounded(match, bias, vector(match, bias, "bias") * affine.scale + affine.shift)
     return match.op(node.op_type, [x, new_scale, new_bias, mean, variance], list(node.attributes.values()))
 
 
 def before(match: Match, node: ir.Node, x: ir.Value, affine: Affine) -> ir.Value:
     """The node with an affine map of its input channels merged in: W∗(a·x + b) = (W·a)∗x + W∗b."""
-    w = weight(match, node.inputs[1], "weight")
-    inputs = _per_input(match, node, w, affine.scale)
-    merged = w * inputs
-    shift = (w * _per_input(match, node, w, affine.shift)).sum(axis=_summed(node, w))
-    bias_only = Affine(np.ones(1), np.atleast_1d(shift * float(g.attribute(node, "alpha", 1.0))))
-    old_w, old_bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    assert old_w is not None
-    new_w = rounded(match, old_w, merged) if affine.scales else old_w
-    new_bias = _bias(match, node, old_bias, shift.size, bias_only) if affine.shifts else old_bias
+    shape = weight_dims(match, node)
+    old_w, new_bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    factors = _per_input(match, node, shape, affine.scale)
+    new_w = scaled(match, old_w, factors) if affine.scales else old_w
+    if affine.shifts:
+        shift = _shifts(match, node, _per_input(match, node, shape, affine.shift))
+        new_bias = _bias(match, node, new_bias, shift.size, Affine(np.ones(1), shift))
     attributes = [a for a in node.attributes.values() if not (affine.shifts and a.name == "beta")]
     return match.op(node.op_type, [x, new_w] if new_bias is None else [x, new_w, new_bias], attributes)
 
 
-def _summed(node: ir.Node, w: Array) -> tuple[int, ...]:
-    if node.op_type == "Gemm":
-        return (1,) if g.attribute(node, "transB", 0) else (0,)
-    return tuple(range(1, w.ndim))
+def _shifts(match: Match, node: ir.Node, values: Array) -> Array:
+    """What each output channel gets from an input that is constant: the weight summed over all else."""
+    tensor = floating(match, node.inputs[1], "weight")
+    products = (block * rows_of(values, part) for part, block in blocks(tensor))
+    if node.op_type == "Gemm" and not g.attribute(node, "transB", 0):
+        shift = sum((product.sum(axis=0) for product in products), np.zeros(tensor.shape.numpy()[1]))
+    else:
+        sums = [product.reshape(len(product), -1).sum(axis=1) for product in products]
+        shift = np.concatenate([np.zeros(0), *sums])
+    return shift * float(g.attribute(node, "alpha", 1.0))
 
 
-def _per_input(match: Match, node: ir.Node, w: Array, values: Array) -> Array:
+def _per_input(match: Match, node: ir.Node, shape: tuple[int, ...], values: Array) -> Array:
     """Values per input channel, laid out to multiply the weight."""
     if node.op_type == "Gemm":
         axis = 1 if g.attribute(node, "transB", 0) else 0
-        match.require(values.size in (1, w.shape[axis]), "the constant does not fit the columns of A")
+        match.require(values.size in (1, shape[axis]), "the constant does not fit the columns of A")
         return _along(values, axis, 2)
     group = int(g.attribute(node, "group", 1))
-    match.require(values.size in (1, group * w.shape[1]), "the constant does not fit the input channels")
-    spread = np.broadcast_to(values, (group * w.shape[1],)).reshape(group, 1, w.shape[1])
-    rows = np.repeat(spread, w.shape[0] // group, axis=1).reshape(w.shape[0], w.shape[1])
-    return rows.reshape(*rows.shape, *[1] * (w.ndim - 2))
+    match.require(values.size in (1, group * shape[1]), "the constant does not fit the input channels")
+    spread = np.broadcast_to(values, (group * shape[1],)).reshape(group, shape[1])
+    return np.repeat(spread, shape[0] // group, axis=0).reshape(shape[:2] + (1,) * (len(shape) - 2))
 
 
-def pads_nothing(node: ir.Node, w: Array) -> bool:
+def pads_nothing(node: ir.Node, shape: tuple[int, ...]) -> bool:
     """Whether a Conv adds no zeros around its input."""
     auto = g.attribute(node, "auto_pad", "NOTSET")
     if auto == "VALID":
         return True
     if auto != "NOTSET":
-        return all(size == 1 for size in w.shape[2:])
+        return all(size == 1 for size in shape[2:])
     return not any(g.attribute(node, "pads", ()) or ())
 
 
@@ -202,7 +174,7 @@ def _along(values: Array, axis: int, rank: int) -> Array:
     return values.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
-def per_channel(match: Match, constant: Array, rank: int, axis: int = 1) -> Array:
+def per_channel(match: Match, constant: ir.Value, rank: int, axis: int = 1) -> Array:
     """A broadcast constant as one value per channel, shape [1] or [C]; refused if it varies along other axes.
 
     Args:
@@ -210,8 +182,9 @@ def per_channel(match: Match, constant: Array, rank: int, axis: int = 1) -> Arra
         rank: the rank of the other operand, or the least it can have; the constant must not raise it.
         axis: the axis of the channels when the operand has that rank.
     """
-    match.require(constant.ndim <= rank, "the constant may raise the rank")
-    shape = (1,) * (rank - constant.ndim) + constant.shape
-    match.require(constant.size > 0, "the constant is empty")
-    match.require(constant.size == shape[axis], "the constant varies along other axes than the channels")
-    return constant.reshape(-1)
+    found = dims(match, constant, "constant")
+    match.require(len(found) <= rank, "the constant may raise the rank")
+    shape, size = (1,) * (rank - len(found)) + found, math.prod(found)
+    match.require(size > 0, "the constant is empty")
+    match.require(size == shape[axis], "the constant varies along other axes than the channels")
+    return vector(match, constant, "constant").reshape(-1)
