@@ -8,10 +8,11 @@ from pathlib import Path
 
 from tools import models
 from tools.bench import contestants, peers, tables
+from tools.bench.quantization import command as quantization
 
 
 def main() -> None:
-    """`python -m tools.bench peers`: print the comparison as a markdown table and write it as JSON."""
+    """`python -m tools.bench peers` and `quantization`: print a comparison as tables and write it as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     commands = parser.add_subparsers(required=True)
     compare = commands.add_parser("peers", help="compare graphopt with other optimizers")
@@ -28,7 +29,10 @@ def main() -> None:
         "--latency", type=float, default=2, metavar="SECONDS", help="time for measuring latency"
     )
     compare.add_argument("--json", type=Path, default=Path("peers.json"), metavar="FILE")
-    run_peers(parser.parse_args())
+    compare.set_defaults(run=run_peers)
+    quantization.add(commands)
+    options = parser.parse_args()
+    options.run(options)
 
 
 def run_peers(options: argparse.Namespace) -> None:

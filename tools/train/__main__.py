@@ -18,6 +18,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # with the epochs 
     "fashion_mlp": (networks.mlp, 10),
     "fashion_cnn": (networks.cnn, 5),
     "fashion_residual": (networks.residual, 6),
+    "fashion_vit": (networks.VisionTransformer, 8),
 }
 
 

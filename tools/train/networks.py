@@ -1,4 +1,4 @@
-"""The three committed networks: images, float32 [batch, 1, 28, 28], to logits, float32 [batch, 10]."""
+"""The committed networks: images, float32 [batch, 1, 28, 28], to logits, float32 [batch, 10]."""
 
 from __future__ import annotations
 
@@ -83,3 +83,51 @@ def residual() -> nn.Module:
         Dropout(0.2),
         nn.Linear(64, 10),
     )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, width] to the same."""
+        split = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = split.unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then two dense layers, each behind a layer normalization and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        dense = nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        self.dense = nn.Sequential(nn.LayerNorm(width), *dense)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, width] to the same."""
+        x = x + self.attention(x)
+        return x + self.dense(x)  # type: ignore[no-any-return]
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 4 × 4 pixels, learned positions, pre-norm blocks, mean over the tokens."""
+
+    def __init__(self, width: int = 64, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 4, stride=4)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 49, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to logits."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.head(self.blocks(tokens).mean(1))  # type: ignore[no-any-return]

@@ -1,0 +1,27 @@
+"""The tasks by name; each module is imported when its task runs, since each needs other packages."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tools.bench.quantization.task import Task
+
+MODULES = {
+    "fashion_cnn": "fashion",
+    "fashion_mlp": "fashion",
+    "fashion_residual": "fashion",
+    "fashion_vit": "fashion",
+}
+
+
+def load(name: str) -> Task:
+    """The task `name`.
+
+    Raises:
+        ImportError: a package of the extra `bench` is missing.
+    """
+    module = importlib.import_module(f"{__name__}.{MODULES[name]}")
+    task: Task = module.task(name)
+    return task
