@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,14 @@ from graphopt.console.progress import Progress, silent
 from graphopt.errors import UsageError
 from graphopt.journal import Rewrite
 from graphopt.pipeline import Pipeline
+from graphopt.proof.budget import DEFAULT as DEFAULT_DROP
+from graphopt.proof.budget import Budget
 from graphopt.report import decisions
+from graphopt.storage.files import check_destination
+
+PRECISIONS = ("int8", "int8-dynamic")
+RANGES = ("auto", "minmax", "percentile", "kl", "mse")
+CALIBRATION_MEMORY = 512_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,17 @@ class Options:
         replay: a report whose decisions are repeated; it also says which passes run.
         time_limit: seconds that one call into ONNX Runtime may take.
         memory_limit: bytes of data memory for ONNX Runtime; ``None`` is nine tenths of the machine's memory.
+        precision: ``int8`` (calibrated on ``data``) or ``int8-dynamic`` (needs no data); None changes none.
+        eval: what judges a lower precision: an .npz with an array per input and, for a metric, ``labels``; a
+            folder of samples; ``module:function`` or a function, which gets a callable that runs the model
+            and returns a number, higher is better. None judges by agreement and noise on held-out ``data``.
+        max_drop: how much may be lost: ``0.5%`` of the original's metric (or of its decisions, if there is no
+            metric), or ``0.5`` as an amount of the metric; see :class:`graphopt.proof.budget.Budget`.
+        ranges: how ranges of activations are chosen: ``auto``, ``minmax``, ``percentile``, ``kl`` or ``mse``.
+        calibration_memory: bytes that the statistics of activations may take at a time.
+        save_calibration: a file for these statistics (arrays go to an .npz beside it).
+        calibration: such a file of an earlier run, in place of calibrating again.
+        calibration_limit: how many samples of ``data`` to use; None takes all.
         progress: called with the stage, and when they are known with the steps done and in total.
     """
 
@@ -64,6 +82,14 @@ class Options:
     replay: Path | None = None
     time_limit: float = 600.0
     memory_limit: int | None = None
+    precision: str | None = None
+    eval: str | Callable[..., Any] | None = None
+    max_drop: str | None = None
+    ranges: str = "auto"
+    calibration_memory: int = CALIBRATION_MEMORY
+    save_calibration: Path | None = None
+    calibration: Path | None = None
+    calibration_limit: int | None = None
     progress: Progress = field(default=silent, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +97,20 @@ class Options:
             raise UsageError("--replay repeats the passes of its report; leave --passes out")
         if self.verify_each and not self.verify:
             raise UsageError("--verify-each compares with the original; leave --no-verify out")
+        for conflict in _precision_conflicts(self):
+            raise UsageError(conflict)
+        self.budget.require_metric(self.eval is not None)
+        if self.save_calibration is not None:
+            check_destination(self.save_calibration)
+
+    @property
+    def budget(self) -> Budget:
+        """How much accuracy a lower precision may cost.
+
+        Raises:
+            UsageError: ``max_drop`` is neither a percentage nor an amount.
+        """
+        return Budget.parse(self.max_drop if self.max_drop is not None else DEFAULT_DROP)
 
     def plan(self) -> tuple[Pipeline, frozenset[Rewrite] | None]:
         """The passes to run, and when replaying the only rewrites that they may make.
@@ -80,6 +120,8 @@ class Options:
                 runs.
             DataError: ``replay`` is a file, but no report.
         """
+        if self.precision is not None:
+            raise UsageError(f"--precision {self.precision} is not available yet")
         passes, only = self.passes, None
         if self.replay is not None:
             passes, only = decisions(self.replay)
@@ -97,6 +139,49 @@ def with_freezing(pipeline: Pipeline) -> Pipeline:
     if any(step.name == "freeze-initializers" for step in pipeline.passes):
         return pipeline
     return Pipeline([registry.make("freeze-initializers"), *pipeline.passes], pipeline.observers)
+
+
+def _precision_conflicts(options: Options) -> Iterator[str]:
+    """What is wrong with the options of lower precision, if anything."""
+    calibrating = {
+        "--ranges": options.ranges != "auto",
+        "--calibration-memory": options.calibration_memory != CALIBRATION_MEMORY,
+        "--calibration-limit": options.calibration_limit is not None,
+        "--save-calibration": options.save_calibration is not None,
+        "--calibration": options.calibration is not None,
+    }
+    judging = {"--eval": options.eval is not None, "--max-drop": options.max_drop is not None}
+    if options.precision is None:
+        yield from (f"{name} needs --precision" for name, given in (judging | calibrating).items() if given)
+        return
+    if options.precision not in PRECISIONS:
+        yield f"unknown precision '{options.precision}'; choose one of {', '.join(PRECISIONS)}"
+    if options.ranges not in RANGES:
+        yield f"unknown --ranges '{options.ranges}'; choose one of {', '.join(RANGES)}"
+    if options.precision == "int8-dynamic":
+        given = [name for name, is_given in calibrating.items() if is_given]
+        yield from (f"{name}: int8-dynamic calibrates nothing; leave it out" for name in given)
+    else:
+        yield from _calibration_conflicts(options)
+    if isinstance(options.eval, str) and ":" not in options.eval and not Path(options.eval).exists():
+        yield f"no such --eval: {options.eval} (an .npz file, a folder, or package.module:function)"
+
+
+def _calibration_conflicts(options: Options) -> Iterator[str]:
+    if options.calibration is not None:
+        if options.save_calibration is not None:
+            yield "--save-calibration has nothing to save with --calibration; leave one of them out"
+        if not options.calibration.is_file():
+            yield f"no such calibration: {options.calibration}"
+    if options.data is None and (options.calibration is None or options.eval is None):
+        yield (
+            "--precision int8 calibrates on your samples: give them with --data ('synthetic' draws some, but"
+            " says little about accuracy), or use --precision int8-dynamic, which needs none"
+        )
+    if options.calibration_memory <= 0:
+        yield "--calibration-memory must be positive"
+    if options.calibration_limit is not None and options.calibration_limit < 1:
+        yield "--calibration-limit must be at least 1"
 
 
 def _pipeline(passes: Any) -> Pipeline:

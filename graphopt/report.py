@@ -16,6 +16,7 @@ from graphopt.journal import Journal, Refusal, Rewrite
 
 if TYPE_CHECKING:
     from graphopt.model import Model
+    from graphopt.proof.accuracy import Score
     from graphopt.proof.measure import Comparison
     from graphopt.proof.verify import Verdict
 
@@ -59,6 +60,64 @@ class LeftOut:
     reason: str
 
 
+@dataclass(frozen=True)
+class LayerReport:
+    """One node that lower precision was considered for.
+
+    Attributes:
+        name: of its first output value.
+        op: its operator.
+        precision: what it computes in, in the result: ``int8``, ``float32``, ...
+        sqnr_db: of its output against the original's; None if not measured.
+        clipped: share of the calibration's numbers beyond ``low`` and ``high``; None if not known.
+        low, high: the range that its output's grid stands for; None if its output is not on a grid.
+        method: how that range was chosen, such as ``kl``; empty if there is none.
+        fused: whether ONNX Runtime runs it as one integer kernel; None if it is not meant to.
+        float_ms, int8_ms: milliseconds of a run, before and after; None if not measured.
+        reason: why it is not in lower precision, or what else is to be known; empty if nothing is.
+    """
+
+    name: str
+    op: str
+    precision: str
+    sqnr_db: float | None = None
+    clipped: float | None = None
+    low: float | None = None
+    high: float | None = None
+    method: str = ""
+    fused: bool | None = None
+    float_ms: float | None = None
+    int8_ms: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """What lower precision costs in accuracy, on samples that did not calibrate.
+
+    Attributes:
+        before, after: the scores of the original and of the result.
+        budget: what ``--max-drop`` allows, such as ``1 %``.
+        achieved: whether the result keeps it.
+        reason: how it does or why it does not, in numbers.
+        evidence: which samples judged, and how they were kept apart from those that calibrated.
+        calibration_samples, evaluation_samples: how many there were of each.
+        synthetic: the calibration saw drawn samples, so that ranges need not fit real ones.
+        int8_macs: share of the multiply-accumulates that run on integers; None if not known.
+    """
+
+    before: Score
+    after: Score
+    budget: str
+    achieved: bool
+    reason: str
+    evidence: str
+    calibration_samples: int
+    evaluation_samples: int
+    synthetic: bool = False
+    int8_macs: float | None = None
+
+
 @dataclass
 class Report:
     """Everything about one run; ``evidence`` is ``verified``, ``structural only`` or ``not verified``."""
@@ -81,6 +140,8 @@ class Report:
     suggestions: list[str] = field(default_factory=list)
     pass_seconds: dict[str, float] = field(default_factory=dict)
     pass_rewrites: dict[str, int] = field(default_factory=dict)
+    accuracy: AccuracyReport | None = None
+    layers: list[LayerReport] = field(default_factory=list)
 
     def absorb(self, journal: Journal, model: Model) -> None:
         """Take over what the journal of the kept result says; refusals only of what the model still has."""

@@ -35,12 +35,12 @@ def reference() -> str:
 def _command(command: Any) -> str:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     usage = " ".join(["graphopt", command.name, *(param.metavar for param in arguments), "[OPTIONS]"])
-    example = command.epilog.removeprefix("Example: ")
+    examples = [text.removeprefix("Example: ") for text in command.epilog.split("\n\n")]
     lines = [
         f"## graphopt {command.name}\n",
         f"{command.help}\n",
         f"    {usage}\n",
-        f"Example: `{example}`\n",
+        *(f"Example: `{example}`\n" for example in examples),
     ]
     return "\n".join([*lines, "| | |", "|-|-|", *map(_row, arguments), *_options(command), ""])
 

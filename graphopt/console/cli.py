@@ -37,6 +37,18 @@ def _pass_names(incomplete: str) -> Iterable[str]:
     return [f"{done}{comma}{name}" for name in registry.builtin() if name.startswith(last)]
 
 
+def _precisions(incomplete: str) -> Iterable[str]:
+    from graphopt.options import PRECISIONS
+
+    return [name for name in PRECISIONS if name.startswith(incomplete)]
+
+
+def _ranges(incomplete: str) -> Iterable[str]:
+    from graphopt.options import RANGES
+
+    return [name for name in RANGES if name.startswith(incomplete)]
+
+
 def _targets(incomplete: str) -> Iterable[str]:
     from graphopt.target import TARGETS
 
@@ -53,6 +65,7 @@ def _positive(limit: float | None) -> float | None:
 _LARGEST_LIMIT = 1_000_000
 
 RESULT, EVIDENCE, OUTPUT, DEBUG = "Result", "Verification and measurement", "Output", "Debugging"
+PRECISION = "Precision"
 
 Input = Annotated[
     Path, typer.Argument(metavar="IN.onnx", show_default=False, help="The model to read; it stays as it is.")
@@ -145,7 +158,14 @@ def root(
         raise typer.Exit(2)
 
 
-@app.command(epilog="Example: graphopt optimize model.onnx out.onnx --data calib.npz --threads 1")
+_EXAMPLES = (
+    "graphopt optimize model.onnx out.onnx --data calib.npz --threads 1",
+    "graphopt optimize model.onnx out.onnx --precision int8 --data calib.npz --eval test.npz --max-drop 0.5%",
+    "graphopt optimize model.onnx out.onnx --precision int8-dynamic",
+)
+
+
+@app.command(epilog="\n\n".join(f"Example: {example}" for example in _EXAMPLES))
 def optimize(
     source: Input,
     output: Annotated[
@@ -179,6 +199,69 @@ def optimize(
         bool,
         _flag("--external-data", panel=RESULT, help="Store weights beside the model, as is done above 2 GB."),
     ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=_precisions,
+            rich_help_panel=PRECISION,
+            help="int8 (calibrated on --data) or int8-dynamic (needs no data). Default: as it is.",
+        ),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="SRC",
+            rich_help_panel=PRECISION,
+            help="What judges: an .npz (one array per input, and 'labels'), a folder of samples, or"
+            " package.module:function, which gets a function that runs the model and returns a number, higher"
+            " is better. Default: samples of --data that are held out.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[%]",
+            rich_help_panel=PRECISION,
+            help="What may be lost: 0.5% of the original's metric (without one: of its decisions), or 0.5 as"
+            " an amount of the metric. Default: 1%.",
+        ),
+    ] = None,
+    ranges: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=_ranges,
+            rich_help_panel=PRECISION,
+            help="Ranges of activations: auto (the best for each consumer), minmax, percentile, kl or mse.",
+        ),
+    ] = "auto",
+    calibration_limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, rich_help_panel=PRECISION, help="Use only the first N samples of --data."
+        ),
+    ] = None,
+    calibration_memory: Annotated[
+        float,
+        typer.Option(
+            metavar="MB",
+            callback=_positive,
+            rich_help_panel=PRECISION,
+            help="Memory for the statistics of calibration; tensors are taken in groups that fit.",
+        ),
+    ] = 512.0,
+    save_calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", rich_help_panel=PRECISION, help="Save the statistics for later."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", rich_help_panel=PRECISION, help="Use saved statistics, calibrate no more."
+        ),
+    ] = None,
     in_place: Annotated[bool, _flag("--in-place", panel=RESULT, help="Allow OUT to be IN.")] = False,
     no_verify: Annotated[
         bool, _flag("--no-verify", panel=EVIDENCE, help="Do not compare with the original.")
@@ -252,8 +335,9 @@ def optimize(
     from graphopt.compiler import optimize as run
     from graphopt.console import terminal
 
-    if report is not None:
-        _check_report(report, source, output)
+    for what, path in (("report", report), ("calibration", save_calibration)):
+        if path is not None:
+            _check_file(what, path, source, output)
     with terminal.progress(enabled=not (quiet or as_json)) as progress:
         result = run(
             source,
@@ -268,6 +352,14 @@ def optimize(
             freeze_initializers=freeze_initializers,
             external_data=external_data,
             in_place=in_place,
+            precision=precision,
+            eval=evaluation,
+            max_drop=max_drop,
+            ranges=ranges,
+            calibration_limit=calibration_limit,
+            calibration_memory=round(calibration_memory * 1e6),
+            save_calibration=save_calibration,
+            calibration=calibration,
             verify=not no_verify,
             measure=not no_measure,
             strict=strict,
@@ -289,13 +381,13 @@ def optimize(
         terminal.print_report(result.report, time_passes=time_passes, stats=stats, verbose=verbose)
 
 
-def _check_report(report: Path, *models: Path) -> None:
-    """Refuse a place for the report before any work is done."""
+def _check_file(what: str, path: Path, *models: Path) -> None:
+    """Refuse a place for another file than the model's before any work is done."""
     from graphopt.storage.files import check_destination
 
-    check_destination(report)
-    if report.resolve() in {model.resolve() for model in models}:
-        raise UsageError(f"the report would overwrite the model {report}; name another file")
+    check_destination(path)
+    if path.resolve() in {model.resolve() for model in models}:
+        raise UsageError(f"the {what} would overwrite the model {path}; name another file")
 
 
 @app.command(epilog="Example: graphopt verify model.onnx out.onnx --data calib.npz")

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from graphopt.console import units
+from graphopt.console import precision, units
 
 if TYPE_CHECKING:
     from graphopt.proof.compare import Bench, Verification
@@ -29,6 +29,9 @@ def facts(report: Report, verbose: int) -> Iterator[Fact]:
     yield from _static(report)
     if report.comparison is not None:
         yield from _measured(report.comparison)
+    yield from precision.facts(report)
+    for label, cases in precision.cases(report):
+        yield from _rows(label, cases, verbose)
     yield report.evidence, report.evidence_detail.removeprefix(f"{report.evidence}: ")
     if report.kept_original:
         yield "kept", f"the original: {report.kept_original}"

@@ -1,0 +1,114 @@
+"""The words for lower precision: what it costs in accuracy, and every layer that was considered for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from graphopt.console import units
+
+if TYPE_CHECKING:
+    from graphopt.report import AccuracyReport, LayerReport, Report
+
+Fact = tuple[str, str]
+Case = tuple[str, str, str]
+
+_HEAD = ("~noisiest layers", "operator", ">dB", ">cut", ">range")
+
+_WORST = 10
+_LONGEST_NAME = 23
+
+
+def facts(report: Report) -> Iterator[Fact]:
+    """The accuracy against its budget, and how much runs on integers."""
+    if report.accuracy is not None:
+        yield from _accuracy(report.accuracy)
+    if report.layers:
+        lowered = sum(map(_is_lowered, report.layers))
+        share = report.accuracy.int8_macs if report.accuracy is not None else None
+        told = f"{lowered:,} of {units.plural(len(report.layers), 'layer')}"
+        yield "int8", told + ("" if share is None else f", {share:.0%} of the MACs")
+
+
+def cases(report: Report) -> Iterator[tuple[str, list[Case]]]:
+    """Layers that stayed as they were, and those that do not run as one kernel: operator, name and reason."""
+    yield (
+        "as it was",
+        [(one.op, one.name, one.reason) for one in report.layers if one.reason and not _is_lowered(one)],
+    )
+    yield "not fused", [(one.op, one.name, _unfused(one)) for one in report.layers if one.fused is False]
+
+
+def _unfused(layer: LayerReport) -> str:
+    return layer.reason if layer.reason and _is_lowered(layer) else "runs as separate kernels"
+
+
+def layer_head(verbose: int) -> Sequence[str]:
+    """The headings of :func:`layer_rows`: dB is the SQNR, cut the share of numbers beyond the range."""
+    return (*_HEAD, "by", ">ms") if verbose else (*_HEAD, ">ms")
+
+
+def layer_rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
+    """The layers in lower precision, the noisiest first; unless asked for more only ten, on 80 columns."""
+    lowered = [layer for layer in report.layers if _is_lowered(layer)]
+    lowered.sort(key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
+    for layer in lowered if verbose else lowered[:_WORST]:
+        yield (
+            layer.name if verbose else _ending(layer.name),
+            layer.op,
+            "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
+            "" if layer.clipped is None else f"{layer.clipped:.2%}",
+            _range(layer),
+            *([layer.method] if verbose else []),
+            _change_ms(layer.float_ms, layer.int8_ms),
+        )
+
+
+def _is_lowered(layer: LayerReport) -> bool:
+    return layer.precision.startswith("int")
+
+
+def _ending(name: str) -> str:
+    """The end of a long name, where names of layers differ, without the number that exporters add."""
+    name = name.removesuffix("_output_0")
+    return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
+
+
+def _range(layer: LayerReport) -> str:
+    if layer.low is None or layer.high is None:
+        return ""
+    return f"{layer.low:.2g} to {layer.high:.2g}"
+
+
+def _change_ms(before: float | None, after: float | None) -> str:
+    if before is None and after is None:
+        return ""
+    return " -> ".join("?" if ms is None else f"{ms:.2g}" for ms in (before, after))
+
+
+def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
+    """The drop against its budget, the outputs' noise, and on what evidence."""
+    kept = "within" if found.achieved else "NOT within"
+    yield "accuracy", f"{found.reason}: {kept} the budget of {found.budget}"
+    after = found.after
+    parts = []
+    if after.lost is not None and after.gained is not None:
+        parts += [f"{after.lost:,} lost and {after.gained:,} gained of {after.rows:,} labels"]
+    if after.metric_error is not None:
+        parts += [f"drop uncertain by ±{units.digits(1.96 * after.metric_error)} (95 %)"]
+    if after.agreement is not None:
+        parts += [f"agreement {after.agreement:.2%}"]
+    if after.sqnr_db is not None:
+        parts += [f"SQNR {after.sqnr_db:.1f} dB"]
+    if after.worst_sample is not None and after.worst_db is not None:
+        parts += [f"worst sample {after.worst_sample} with {after.worst_db:.1f} dB"]
+    yield "", "; ".join(parts)
+    yield "", f"judged on {found.evidence}; calibrated on {_calibration(found)}"
+
+
+def _calibration(found: AccuracyReport) -> str:
+    if not found.calibration_samples:
+        return "none"
+    told = units.plural(found.calibration_samples, "sample")
+    return f"{told} that are synthetic, so accuracy on real data is not known" if found.synthetic else told
