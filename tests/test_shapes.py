@@ -298,3 +298,9 @@ def test_every_claim_holds_at_run_time(proto: onnx.ModelProto, sizes: tuple[int,
                 if value is None and isinstance(dim, str) and dim not in shapes.symbols._sums:
                     value = known.setdefault(dim, truth)
                 assert value is None or value == truth, (output.name, dim, truth)
+
+
+def test_a_scalar_may_be_reduced_along_axis_0() -> None:
+    model = parse("g (float x) => (float[A] y) { y = ReduceMax<axes = [-1]> (x) }", opset=17)
+    graph = ir.from_proto(model)
+    assert Shapes.infer(graph).dims(graph.graph.outputs[0]) == ()

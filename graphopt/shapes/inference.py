@@ -161,7 +161,7 @@ class Shapes:
         rule = _RULES.get(node.op_type) if node.domain in g.DEFAULT_DOMAINS else None
         try:
             facts = rule(at) if rule is not None else None
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
             facts = None  # an invalid node, or a parameter of a function
         return by_schema(at) if facts is None else facts
 

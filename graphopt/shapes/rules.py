@@ -85,13 +85,13 @@ class At:
         return [int(v) for v in vector]
 
     def axis(self, default: int, rank: int) -> int:
-        """The attribute ``axis``, counted from the front."""
-        return int(self.attr("axis", default)) % rank
+        """The attribute ``axis``, counted from the front; ONNX Runtime lets a scalar have one."""
+        return int(self.attr("axis", default)) % max(rank, 1)
 
     def axes(self, index: int, rank: int) -> list[int] | None:
         """The input or attribute ``axes``, counted from the front."""
         found = self.ints(index, "axes")
-        return None if found is None else [axis % rank for axis in found]
+        return None if found is None else [axis % max(rank, 1) for axis in found]
 
 
 Rule = Callable[[At], Sequence[Fact]]

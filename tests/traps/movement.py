@@ -196,3 +196,18 @@ def range_counts_down() -> Built:
         one=scalar(1),
         half=scalar(0.3),
     ), [{"n": np.array(7)}, {"n": np.array(0)}, {"n": np.array(-3)}]
+
+
+@trap()
+def shape_of_a_reshape_to_more_dims() -> Built:
+    return model(
+        """g (float[N,4] x, int64[2] d) => (int64[K] y) {
+        s = Shape(x)
+        t = Concat<axis = 0> (d, one, s)
+        r = Reshape(x, t)
+        q = Shape(r)
+        y = Max(q, zero)
+    }""",
+        one=ints(1),
+        zero=ints(0),
+    ), [{"x": normal(n, 4), "d": ints(1, 1)} for n in (1, 3)]

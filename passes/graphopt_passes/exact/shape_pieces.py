@@ -113,9 +113,16 @@ def _common(dims: Sequence[Dim], rest: Sequence[Dim]) -> int:
     return length
 
 
-def cone(root: ir.Node) -> set[ir.Node]:
-    """The nodes that only the root needs, itself included; Constants do not count."""
-    return {node for node in g.dying(root) if not g.is_op(node, "Constant")}
+def removed(root: ir.Node, runs: Sequence[Run]) -> set[ir.Node]:
+    """The nodes that go when the runs take the root's place, what the runs read apart; Constants do not count."""
+    found = {node for node in g.dying(root) if not g.is_op(node, "Constant")}
+    stack = [value.producer() for run in runs for value in (run.kept, run.source) if value is not None]
+    while stack:
+        node = stack.pop()
+        if node is not None and node in found:
+            found.discard(node)
+            stack.extend(value.producer() for value in node.inputs if value is not None)
+    return found
 
 
 def build(match: Match, runs: Sequence[Run], vector: Sequence[Dim], opset: int) -> ir.Value:

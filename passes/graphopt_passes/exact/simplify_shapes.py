@@ -108,11 +108,7 @@ class RebuildVector(Rule):
         runs = shape_pieces.plan(shapes, vector, shape_pieces.sources(match, root.outputs[0]), _kept(match))
         if runs is None:
             return None
-        removed = shape_pieces.cone(root)
-        for run in runs:
-            producer = run.kept.producer() if run.kept is not None else None
-            if producer in removed and producer is not None:
-                removed -= shape_pieces.cone(producer)
+        removed = shape_pieces.removed(root, runs)
         if sum(run.nodes(shapes, opset) for run in set(runs)) + (len(runs) > 1) >= len(removed):
             return None
         match.require(not any(map(match.run.keeps, removed)), "a node is to be kept (--keep)")
