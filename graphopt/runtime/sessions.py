@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from graphopt.runtime.accumulators import Kind
+from graphopt.runtime.profile import NodeTime, read_trace, record
 from graphopt.runtime.values import BFLOAT16, PACKED_BITS, STRING, FileRange, Tensor, Value, dtype_of
+from graphopt.runtime.watching import Collected, Tap, Watch
 from graphopt.target import REFERENCE, Target
 
 SPILL_BYTES = 64 * 1024
 _ALIGNMENT = 64
+# Smaller weights stay inside a dumped graph, where shapes and scales can be read from it.
+_LEAST_EXTERNAL = 4096
 # A measurement shorter than this is repeated inside the clock, so that the clock's grain does not matter.
 _SHORTEST_TIMING_S = 0.5e-3
 _FEWEST_ROUNDS = 4
@@ -35,6 +41,8 @@ _LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+
+Configure = Callable[[ort.SessionOptions], None]
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Runtime:
         self._spill = spill
         self._custom_ops = custom_ops
         self._sessions: dict[int, ort.InferenceSession] = {}
+        self._watches: dict[int, Watch] = {}
 
     def providers(self) -> list[str]:
         """The execution providers that this ONNX Runtime was built with."""
@@ -109,9 +118,54 @@ class Runtime:
                 seconds[index].append(_timed(runs[index], repeats))
         return seconds
 
+    def watch(self, key: int, wanted: Sequence[tuple[Tap, Sequence[Kind]]]) -> None:
+        """Start accumulators over the outputs of session ``key``."""
+        self._watches[key] = Watch(wanted)
+
+    def feed(self, key: int, feeds: Mapping[str, Value]) -> None:
+        """Run session ``key`` once for its accumulators."""
+        session = self._sessions[key]
+        names = [output.name for output in session.get_outputs()]
+        self._watches[key].feed(dict(zip(names, _prepared(session, feeds)(), strict=True)))
+
+    def collected(self, key: int) -> list[list[Collected]]:
+        """What the accumulators over session ``key`` have gathered; they end."""
+        return self._watches.pop(key).results()
+
+    def optimized(self, model: bytes | str, target: Target, threads: int) -> str:
+        """The path of the graph that ONNX Runtime runs for a model, in a new folder, weights beside it."""
+        folder = Path(tempfile.mkdtemp(dir=self._spill))
+
+        def dump(options: ort.SessionOptions) -> None:
+            options.optimized_model_filepath = str(folder / "model.onnx")
+            prefix = "session.optimized_model_external_initializers"
+            options.add_session_config_entry(f"{prefix}_file_name", "model.onnx.data")
+            options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(_LEAST_EXTERNAL))
+
+        self._session(model, target, threads, dump)
+        return str(folder / "model.onnx")
+
+    def profile(
+        self, model: bytes | str, feeds: Mapping[str, Value], target: Target, threads: int, budget_s: float
+    ) -> list[NodeTime]:
+        """Times of the nodes that ONNX Runtime runs for a model."""
+        folder = tempfile.mkdtemp(dir=self._spill)
+
+        def trace(options: ort.SessionOptions) -> None:
+            options.enable_profiling = True
+            options.profile_file_prefix = os.path.join(folder, "trace")
+
+        session = self._session(model, target, threads, trace)
+        record(_prepared(session, feeds), budget_s)
+        path = Path(session.end_profiling())
+        times = read_trace(path)
+        shutil.rmtree(folder)
+        return times
+
     def close(self, key: int) -> None:
         """Forget session ``key``."""
         self._sessions.pop(key, None)
+        self._watches.pop(key, None)
 
     def peak_memory(self) -> int:
         """Peak resident memory of this process in bytes."""
@@ -121,7 +175,9 @@ class Runtime:
             return int(line.split()[1]) * 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-    def _session(self, model: bytes | str, target: Target, threads: int) -> ort.InferenceSession:
+    def _session(
+        self, model: bytes | str, target: Target, threads: int, configure: Configure | None = None
+    ) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = _LEVELS[target.level]
@@ -130,6 +186,8 @@ class Runtime:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         for library in self._custom_ops:
             options.register_custom_ops_library(library)
+        if configure is not None:
+            configure(options)
         session = ort.InferenceSession(model, options, providers=list(target.providers))
         session.disable_fallback()
         if target.providers[0] not in session.get_providers():

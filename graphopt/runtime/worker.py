@@ -27,7 +27,10 @@ from graphopt.runtime.values import Feeds, Value
 from graphopt.target import CPU, Target
 
 if TYPE_CHECKING:
+    from graphopt.runtime.accumulators import Kind
+    from graphopt.runtime.profile import NodeTime
     from graphopt.runtime.sessions import SessionInfo
+    from graphopt.runtime.watching import Collected, Tap
 
 _LONGEST_MESSAGE = 400
 
@@ -112,7 +115,7 @@ class Worker:
         """
         if target.providers != CPU.providers:
             self._require(target)
-        model = model if isinstance(model, bytes) else os.fspath(model)
+        model = _located(model)
         key = next(self._keys)
         info = self._call("open", key, model, target, threads)
         return Session(key, model, target, threads, info, self._life)
@@ -130,6 +133,38 @@ class Worker:
             self._revive(session)
         keys = [session.key for session in sessions]
         return list(self._call("time", keys, dict(feeds), rounds, budget_s))
+
+    def watch(self, session: Session, wanted: Sequence[tuple[Tap, Sequence[Kind]]]) -> None:
+        """Start accumulators over a session's outputs; they end with ``collected``, or with the child."""
+        self._revive(session)
+        self._call("watch", session.key, wanted)
+
+    def feed(self, session: Session, feeds: Feeds) -> None:
+        """Run a watched session once; what comes out stays in the child, for its accumulators."""
+        self._call("feed", session.key, dict(feeds))
+
+    def collected(self, session: Session) -> list[list[Collected]]:
+        """What the accumulators have gathered, in the order that was asked for."""
+        return list(self._call("collected", session.key))
+
+    def optimized(self, model: bytes | str | Path, target: Target = CPU, threads: int = 0) -> Path:
+        """The file of the graph that ONNX Runtime really runs for a model.
+
+        It lies in a folder of its own, its large weights beside it, that lives as long as the worker: remove
+        it when it is read. It is for reading only, and for this machine.
+        """
+        return Path(self._call("optimized", _located(model), target, threads))
+
+    def profile(
+        self,
+        model: bytes | str | Path,
+        feeds: Feeds,
+        target: Target = CPU,
+        threads: int = 0,
+        budget_s: float = 1.0,
+    ) -> list[NodeTime]:
+        """Times of the nodes of :meth:`optimized`, from at least four runs and at most a hundred."""
+        return list(self._call("profile", _located(model), dict(feeds), target, threads, budget_s))
 
     def close(self, session: Session) -> None:
         """Forget a session, freeing its memory in the child."""
@@ -219,6 +254,10 @@ class Worker:
         for stream in (child.stdin, child.stdout, self._stderr):
             with contextlib.suppress(OSError):  # a pipe that still holds an unsent request
                 stream.close()
+
+
+def _located(model: bytes | str | Path) -> bytes | str:
+    return model if isinstance(model, bytes) else os.fspath(model)
 
 
 def _most_memory() -> int:

@@ -1,0 +1,269 @@
+"""Statistics of any tensors of a model over many samples, in memory that does not grow with their number.
+
+The tensors that are asked for become outputs of a copy of the model, in groups whose activations and
+accumulators fit into a budget; each group takes one pass over the samples. Activations stay in the worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from graphopt.console.progress import Progress, silent
+from graphopt.errors import DataError, UnsupportedModelError, UsageError, WorkerError
+from graphopt.model import Model
+from graphopt.runtime.accumulators import Accumulator, Kind
+from graphopt.runtime.values import Tensor, Value, keep
+from graphopt.runtime.watching import Collected
+from graphopt.runtime.worker import Session, Worker
+from graphopt.samples.inputs import check, inputs_of
+from graphopt.tapping import Tapper, Untappable, elements
+from graphopt.target import CPU, Level, Target
+
+MEMORY = 512 << 20
+_SIZED_SAMPLES = 4  # from which the sizes of activations are estimated
+_ITEM_BYTES = 4  # bytes of an element; activations of 64 bits are rare and small
+_LEVELS: tuple[Level, ...] = ("all", "extended", "basic", "disabled")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to gather of which value, known by its name."""
+
+    value: str
+    kind: Kind
+
+
+@dataclass
+class Statistics:
+    """What was gathered.
+
+    Attributes:
+        found: results by request; each saw at least one element.
+        absent: requests without a result, and why: the value does not exist or cannot be watched, no sample
+            reached it, or it held NaN or infinity.
+        samples: how many samples were run.
+    """
+
+    found: dict[Request, Accumulator] = field(default_factory=dict)
+    absent: dict[Request, str] = field(default_factory=dict)
+    samples: int = 0
+
+    def get(self, value: str, kind: Kind) -> Any:
+        """The result of a request; ``None`` if there is none, see ``absent``."""
+        return self.found.get(Request(value, kind))
+
+
+@dataclass(frozen=True)
+class Collector:
+    """How statistics are gathered.
+
+    Attributes:
+        worker: runs the models.
+        target: where they run.
+        threads: ONNX Runtime's intra-op threads; 0 is its default.
+        memory: bytes for watched activations and accumulators at a time. A single value that needs more is
+            watched alone.
+        progress: told how many runs of how many are done.
+    """
+
+    worker: Worker
+    target: Target = CPU
+    threads: int = 0
+    memory: int = MEMORY
+    progress: Progress = silent
+
+    def collect(
+        self, model: Model, requests: Iterable[Request], samples: Iterable[Mapping[str, Any]]
+    ) -> Statistics:
+        """Run samples and gather statistics, all of which are kept; see ``stream`` for large ones.
+
+        Args:
+            model: is not changed.
+            requests: what to gather; the same request again changes nothing.
+            samples: inputs by name, as arrays of numpy or the worker's values. They are iterated several
+                times, each time from the start, and may differ in shape.
+
+        Raises:
+            DataError: a sample does not fit the model, or ONNX Runtime refuses it; there is no sample.
+            UsageError: the samples can be iterated only once.
+            UnsupportedModelError: ONNX Runtime does not load the model.
+            WorkerError: the worker died, or took too long.
+        """
+        statistics = Statistics()
+        for part in self.stream(model, requests, samples):
+            statistics.found.update(part.found)
+            statistics.absent.update(part.absent)
+            statistics.samples = max(statistics.samples, part.samples)
+        return statistics
+
+    def stream(
+        self, model: Model, requests: Iterable[Request], samples: Iterable[Mapping[str, Any]]
+    ) -> Iterator[Statistics]:
+        """As ``collect``, but the statistics of one group after another, so that not all are in memory."""
+        wanted: dict[str, list[Kind]] = {}
+        for request in dict.fromkeys(requests):
+            wanted.setdefault(request.value, []).append(request.kind)
+        if wanted:
+            yield from _Run(self, model, _Feeder(model, samples), wanted).groups()
+
+
+class _Feeder:
+    """The samples, checked against the model's inputs and numbered."""
+
+    def __init__(self, model: Model, samples: Iterable[Mapping[str, Any]]) -> None:
+        if iter(samples) is samples:
+            raise UsageError("the samples are needed several times; give a list or Samples, no generator")
+        self._specs = inputs_of(model.ir)
+        self._samples = samples
+        self.count: int | None = len(samples) if isinstance(samples, Sequence) else None
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Value]]]:
+        count = 0
+        for sample in self._samples:
+            where = f"sample {count}"
+            yield where, check(self._specs, sample, where)
+            count += 1
+        if not count:
+            raise DataError("there is no sample to calibrate with")
+        self.count = count
+
+
+@dataclass
+class _Run:
+    """One call of ``stream``; ``current`` names the sample that is being run."""
+
+    how: Collector
+    model: Model
+    feeder: _Feeder
+    wanted: Mapping[str, Sequence[Kind]]
+    current: str = ""
+
+    def groups(self) -> Iterator[Statistics]:
+        sizes, absent = self._sizes()
+        if absent:
+            requests = [Request(name, kind) for name in absent for kind in self.wanted[name]]
+            yield Statistics(absent={request: absent[request.value] for request in requests})
+        groups = self._plan(sizes)
+        for done, group in enumerate(groups):
+            yield self._gather(group, done, len(groups))
+
+    def _plan(self, sizes: Mapping[str, int]) -> list[list[str]]:
+        """Groups of values that fit into memory, first fit."""
+        groups: list[list[str]] = []
+        room: list[int] = []
+        for name, size in sizes.items():
+            need = size + sum(kind.start().nbytes for kind in self.wanted[name])
+            index = next((i for i, free in enumerate(room) if need <= free), len(groups))
+            if index == len(groups):
+                groups.append([])
+                room.append(self.how.memory)
+            groups[index].append(name)
+            room[index] -= need
+        return groups
+
+    def _gather(self, names: Sequence[str], done: int, groups: int) -> Statistics:
+        """One pass over the samples for one group."""
+        clone = self.model.clone()
+        tapper = Tapper(clone.ir)
+        taps = [(tapper.tap(name), self.wanted[name]) for name in names]
+        tapper.finish()
+
+        def watch(session: Session) -> Statistics:
+            self.how.worker.watch(session, taps)
+            count = 0
+            for sample in self._each(done, groups):
+                self.how.worker.feed(session, sample)
+                count += 1
+            found = zip(names, taps, self.how.worker.collected(session), strict=True)
+            return _statistics(((name, kinds, results) for name, (_, kinds), results in found), count)
+
+        return self._with(clone, watch)
+
+    def _sizes(self) -> tuple[dict[str, int], dict[str, str]]:
+        """Bytes of each value in the largest of the first samples, and why others cannot be watched."""
+        clone = self.model.clone()
+        tapper = Tapper(clone.ir)
+        headers, absent = {}, {}
+        for name in self.wanted:
+            try:
+                headers[name] = tapper.measure(name)
+            except Untappable as error:
+                absent[name] = str(error)
+        tapper.finish()
+
+        def measure(session: Session) -> dict[str, int]:
+            largest = dict.fromkeys(headers, 0)
+            for sample in itertools.islice(self._each(0, 0), _SIZED_SAMPLES):
+                outputs = keep(self.how.worker.run(session, sample))
+                for name, header in headers.items():
+                    largest[name] = max(largest[name], elements(outputs[header]) * _ITEM_BYTES)
+            return largest
+
+        return self._with(clone, measure) if headers else {}, absent
+
+    def _with(self, tapped: Model, use: Callable[[Session], Result]) -> Result:
+        """Use a session of a tapped model, as optimized as it runs."""
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            path = Path(folder, "tapped.onnx")
+            tapped.save(path)
+            for level in _LEVELS:
+                self.current = ""
+                try:
+                    with self._opened(path, replace(self.how.target, level=level)) as session:
+                        return use(session)
+                except WorkerError as error:
+                    if error.reason != "failed":
+                        raise
+                    failure = error
+        if self.current:
+            raise DataError(f"{self.current}: ONNX Runtime refuses it: {failure}") from failure
+        raise UnsupportedModelError(f"ONNX Runtime does not load the model: {failure}") from failure
+
+    @contextmanager
+    def _opened(self, path: Path, target: Target) -> Iterator[Session]:
+        session = self.how.worker.open(path, target, self.how.threads)
+        try:
+            yield session
+        finally:
+            self.how.worker.close(session)
+
+    def _each(self, done: int, groups: int) -> Iterator[dict[str, Value]]:
+        """The samples; notes which one is in use and tells how many are done, in all groups together."""
+        for index, (where, sample) in enumerate(self.feeder):
+            self.current = f"{where} ({_spell(sample)})"
+            count = self.feeder.count
+            if groups:
+                self.how.progress("calibrating", done * (count or 0) + index, count and count * groups)
+            yield sample
+
+
+def _statistics(
+    collected: Iterable[tuple[str, Sequence[Kind], Sequence[Collected]]], samples: int
+) -> Statistics:
+    statistics = Statistics(samples=samples)
+    for name, kinds, results in collected:
+        for kind, one in zip(kinds, results, strict=True):
+            request = Request(name, kind)
+            if one.accumulator is None:
+                statistics.absent[request] = one.wrong
+            elif not one.accumulator.count:
+                statistics.absent[request] = "no sample reached it"
+            else:
+                statistics.found[request] = one.accumulator
+    return statistics
+
+
+def _spell(sample: Mapping[str, Value]) -> str:
+    """Names and shapes of a sample's inputs."""
+    shapes = {name: value.shape if isinstance(value, Tensor) else None for name, value in sample.items()}
+    return ", ".join(
+        name if shape is None else f"{name} {'x'.join(map(str, shape)) or 'scalar'}"
+        for name, shape in shapes.items()
+    )

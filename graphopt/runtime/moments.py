@@ -1,0 +1,161 @@
+"""Second moments XᵀX of the rows that a layer multiplies its weight with; what GPTQ-style rounding needs.
+
+A Conv is seen as a product: each output position multiplies one row, the patch under the kernel (im2col), and
+each group of channels has rows of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from graphopt.runtime.accumulators import Array, Doubles, channels, check_finite
+
+_ROWS_PER_COLUMN = 2
+
+
+@dataclass(frozen=True)
+class Patches:
+    """How a Conv reads its input [batch, channels, *spatial].
+
+    Attributes:
+        kernel: size per spatial axis; strides and dilations likewise.
+        pads: in ONNX's order: all begins, then all ends; or ``SAME_UPPER``, ``SAME_LOWER``.
+        groups: of channels.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...] | str
+    groups: int = 1
+
+    def windows(self, x: Array) -> Array:
+        """A view [batch, channels, *output positions, *kernel] of the padded input."""
+        begins, ends = self._padding(x.shape[2:])
+        padded = np.pad(x, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
+        reach = tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+        spatial = tuple(range(2, x.ndim))
+        view = sliding_window_view(padded, reach, axis=spatial)
+        steps: list[slice] = [slice(None, None, step) for step in (*self.strides, *self.dilations)]
+        return view[(slice(None), slice(None), *steps)]
+
+    def _padding(self, sizes: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        rank = len(self.kernel)
+        if not isinstance(self.pads, str):
+            return list(self.pads[:rank]), list(self.pads[rank:])
+        begins, ends = [], []
+        for size, kernel, step, dilation in zip(
+            sizes, self.kernel, self.strides, self.dilations, strict=True
+        ):
+            total = max((-(-size // step) - 1) * step + (kernel - 1) * dilation + 1 - size, 0)
+            small = total // 2
+            begins.append(small if self.pads == "SAME_UPPER" else total - small)
+            ends.append(total - begins[-1])
+        return begins, ends
+
+
+@dataclass(frozen=True)
+class Moments:
+    """XᵀX, Σx and the number of rows of a layer's input.
+
+    Attributes:
+        columns: length of a row: K of a MatMul or Gemm, C/groups·∏kernel of a Conv.
+        axis: the axis of the input that is summed over in a MatMul (-1) or Gemm (0 with transA).
+        patches: how a Conv reads its input; then ``axis`` means nothing.
+        rows: at most this many rows of one array are used, picked at random, the same in every run; 0 is the
+            larger of 512 and twice the number of columns.
+        seed: of the choice of rows.
+    """
+
+    columns: int
+    axis: int = -1
+    patches: Patches | None = None
+    rows: int = 0
+    seed: int = 0
+
+    def start(self) -> Gram:
+        """See :class:`Gram`."""
+        groups = self.patches.groups if self.patches else 1
+        return Gram(self, np.zeros((groups, self.columns, self.columns)), np.zeros((groups, self.columns)))
+
+
+@dataclass
+class Gram:
+    """Sums over rows x, for each group of a Conv (a product has one).
+
+    Attributes:
+        kind: what was asked for.
+        products: Σ xxᵀ, float64 [groups, columns, columns].
+        total: Σ x, float64 [groups, columns].
+        count: rows used.
+        arrays: arrays seen.
+    """
+
+    kind: Moments
+    products: Doubles
+    total: Doubles
+    count: int = 0
+    arrays: int = 0
+
+    def add(self, x: Array) -> None:
+        """See :meth:`graphopt.runtime.accumulators.Accumulator.add`."""
+        if not x.size:
+            return
+        rows = self._patches(x, self.kind.patches) if self.kind.patches else self._rows(x)
+        self.arrays += 1
+        if rows.shape[2] != self.kind.columns:
+            raise ValueError(f"the layer reads rows of {rows.shape[2]}, not of {self.kind.columns} numbers")
+        exact = rows.astype(np.float64)
+        total = exact.sum(axis=1)
+        check_finite(total, total)
+        self.total += total
+        for index, group in enumerate(exact):
+            self.products[index] += group.T @ group
+        self.count += rows.shape[1]
+
+    @property
+    def energy(self) -> Doubles:
+        """E(x²) of each column, float64 [groups, columns]."""
+        found: Doubles = np.diagonal(self.products, axis1=1, axis2=2) / max(self.count, 1)
+        return found
+
+    @property
+    def mean(self) -> Doubles:
+        """E(x) of each column, float64 [groups, columns]."""
+        return self.total / max(self.count, 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.products.nbytes + self.total.nbytes
+
+    def _rows(self, x: Array) -> Array:
+        """Rows [1, n, columns] of a product."""
+        by_column = channels(x, self.kind.axis)
+        before, _, behind = by_column.shape
+        outer, inner = np.divmod(self._pick(before * behind), behind)
+        rows: Array = by_column[outer, :, inner][None]
+        return rows
+
+    def _patches(self, x: Array, patches: Patches) -> Array:
+        """Rows [groups, n, columns] of a Conv."""
+        view = patches.windows(x)
+        rank = len(patches.kernel)
+        batch, *positions = (view.shape[0], *view.shape[2 : 2 + rank])
+        index = np.unravel_index(self._pick(batch * int(np.prod(positions))), (batch, *positions))
+        where: Any = (index[0], slice(None), *index[1:])
+        picked: Array = view[where]  # [n, channels, *kernel]
+        return picked.reshape(len(picked), patches.groups, -1).transpose(1, 0, 2)
+
+    def _pick(self, rows: int) -> NDArray[np.int64]:
+        limit = self.kind.rows or max(512, _ROWS_PER_COLUMN * self.kind.columns)
+        if rows <= limit:
+            return np.arange(rows)
+        rng: Any = np.random.default_rng([self.kind.seed, self.arrays])
+        picked: NDArray[np.int64] = np.sort(rng.choice(rows, limit, replace=False, shuffle=False))
+        return picked
