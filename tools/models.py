@@ -18,6 +18,7 @@ import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "models" / "recipes.toml"
@@ -64,12 +65,21 @@ class Recipe:
 @cache
 def recipes() -> dict[str, Recipe]:
     """All recipes of models/recipes.toml by model name."""
-    table = tomllib.loads(RECIPES.read_text())
-    packages = {key: Package(**entry) for key, entry in table["packages"].items()}
     return {
-        name: Recipe(**{**entry, "package": packages.get(entry.get("package"))})
-        for name, entry in table["models"].items()
+        name: Recipe(**{**entry, "package": package(entry["package"]) if "package" in entry else None})
+        for name, entry in table()["models"].items()
     }
+
+
+def package(key: str) -> Package:
+    """The package that models/recipes.toml lists under `key`."""
+    return Package(**table()["packages"][key])
+
+
+@cache
+def table() -> dict[str, Any]:
+    """The content of models/recipes.toml."""
+    return tomllib.loads(RECIPES.read_text())
 
 
 def cache_folder() -> Path:
@@ -85,12 +95,12 @@ def path(name: str) -> Path:
     """
     if name not in recipes():
         raise FetchError(f"no model {name!r} in {RECIPES.name}; `tools/models.py list` prints the names")
-    package = recipes()[name].package
-    if package is None:
+    source = recipes()[name].package
+    if source is None:
         return RECIPES.with_name(f"{name}.onnx")
     target = cache_folder() / f"{name}.onnx"
     if not target.exists():
-        fetch(recipes()[name], archive(package), target)
+        fetch(recipes()[name], archive(source), target)
     return target
 
 

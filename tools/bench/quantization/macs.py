@@ -1,8 +1,8 @@
 """Multiply-accumulates that ONNX Runtime really executes, by node type, read from its profile of one run.
 
 python -m tools.bench.quantization.macs MODEL SAMPLE.npz prints {type: multiply-accumulates} as JSON. The
-profile has the shapes of all that a kernel reads and makes, fused operators and nodes of subgraphs included. It is
-a process of its own, as a bad graph can end it.
+profile has the shapes of all that a kernel reads and makes, fused operators and nodes of subgraphs included.
+It is a process of its own, as a bad graph can end it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ python -m tools.bench.quantization.peer_nncf MODEL SAMPLES RESULT default|accura
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ def main() -> None:
     """Quantize one model."""
     source, folder, result = map(Path, sys.argv[1:4])
     calibration = list(samples.read(folder))  # nncf.Dataset asks for a sequence that can be read again
-    model = nncf.quantize(
-        peer_model.load(source),
-        nncf.Dataset(calibration),
-        subset_size=len(calibration),
-        **SETTINGS[sys.argv[4]],
-    )
-    onnx.save(model, result)
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = Path(scratch, "prepared.onnx")
+        peer_model.preprocess(source, prepared)
+        model = onnx.load(prepared)
+    dataset = nncf.Dataset(calibration)
+    onnx.save(nncf.quantize(model, dataset, subset_size=len(calibration), **SETTINGS[sys.argv[4]]), result)
 
 
 if __name__ == "__main__":

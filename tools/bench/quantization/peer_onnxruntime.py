@@ -12,7 +12,6 @@ from typing import Any
 
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tools.bench.quantization import peer_model, samples
 
@@ -35,21 +34,12 @@ class Reader(CalibrationDataReader):
         return next(self._samples, None)
 
 
-def preprocess(source: Path, target: Path) -> None:
-    """Shape inference and ONNX Runtime's basic fusions; without its symbolic inference where that fails."""
-    model = peer_model.load(source)
-    try:
-        quant_pre_process(model, target)
-    except Exception:  # it raises plain Exception for what it cannot infer
-        quant_pre_process(model, target, skip_symbolic_shape=True)
-
-
 def main() -> None:
     """Quantize one model."""
     source, folder, result = map(Path, sys.argv[1:4])
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch, "prepared.onnx")
-        preprocess(source, prepared)
+        peer_model.preprocess(source, prepared)
         quantize_static(prepared, result, Reader(folder), **SETTINGS[sys.argv[4]])
     onnx.checker.check_model(result)
 

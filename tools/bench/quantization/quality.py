@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,20 @@ import numpy as np
 from graphopt.runtime.values import Tensor
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
-from tools.bench.quantization.task import Array, Example, Feeds, Prediction, Task
+from tools.bench.quantization.task import Array, Example, Feeds, Prediction, Run, Task
 
 THREADS = 1
 
 
 def predictions(model: Path, task: Task, examples: Sequence[Example]) -> list[Prediction]:
-    """What the model makes of the examples, in a process of its own, whose end frees what it spilled."""
+    """What the model makes of the examples."""
+    with opened(model) as run:
+        return [task.predict(run, example) for example in examples]
+
+
+@contextmanager
+def opened(model: Path) -> Iterator[Run]:
+    """Runs of the model in a process of its own, whose end frees what it spilled."""
     with Worker() as worker:
         session = worker.open(model, CPU, THREADS)
 
@@ -25,7 +33,7 @@ def predictions(model: Path, task: Task, examples: Sequence[Example]) -> list[Pr
             outputs = worker.run(session, tensors(feeds))
             return [value.numpy() for value in outputs.values() if isinstance(value, Tensor)]
 
-        return [task.predict(run, example) for example in examples]
+        yield run
 
 
 def tensors(feeds: Feeds) -> dict[str, Tensor]:

@@ -13,6 +13,12 @@ MODULES = {
     "fashion_mlp": "fashion",
     "fashion_residual": "fashion",
     "fashion_vit": "fashion",
+    "ppocrv4_rec": "text_lines",
+    "ppocrv4_det": "text_pages",
+    "ddddocr_common": "captchas",
+    "minilm": "sentences",
+    "magika": "files",
+    "silero_vad": "speech",
 }
 
 
