@@ -57,6 +57,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.exact.deduplicate_initializers:DeduplicateInitializers",
         "store equal weights once",
     ),
+    "equalize-channels": (
+        f"{_HERE}.quantize.equalize:EqualizeChannels",
+        "move scales between neighbouring layers until the ranges of their channels are alike (for int8)",
+    ),
     "freeze-initializers": (
         f"{_HERE}.exact.freeze_initializers:FreezeInitializers",
         "make initializers that are also graph inputs constant (only on request)",
