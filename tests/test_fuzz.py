@@ -64,7 +64,7 @@ def test_a_growing_file_is_found(worker: Worker) -> None:
     def longer(match):
         """x ↦ 0 - x in a roundabout way."""
         result = match["x"]
-        for _ in range(5):
+        for _ in range(12):
             result = match.op("Identity", [result])
         return match.op("Sub", [match.op("Sub", [result, result]), result])
 

@@ -18,6 +18,7 @@ from graphopt.interface import Interface, differences
 from graphopt.journal import Journal
 from graphopt.model import Model
 from graphopt.pipeline import Pipeline, Run
+from graphopt.rewrite import SMALL
 from graphopt.runtime.values import Tensor, Value
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU, REFERENCE
@@ -25,7 +26,8 @@ from tools.fuzz import feeds
 
 Array = NDArray[Any]
 Results = Mapping[str, Value]
-SLACK = 64  # bytes of names and attributes by which a tiny file may grow
+# Bytes by which a tiny file may grow: small constants that rewrites duplicate, and names.
+SLACK = 2 * SMALL
 # Relative to the largest element of an output, whose rounding the sums inside may amplify.
 ROUNDING = {"float16": 3e-2, "float32": 1e-4, "float64": 1e-9}
 

@@ -82,8 +82,11 @@ def _to_inputs(graph: GraphProto, index: int, types: dict[str, onnx.ValueInfoPro
 
 
 def _types(model: ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Values of which dtype and rank are known."""
-    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    """Values of which dtype and rank are known; none where bypasses have made the declared shapes wrong."""
+    try:
+        inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    except shape_inference.InferenceError:
+        return {}
     found = [*inferred.value_info, *inferred.output]
     return {info.name: info for info in found if info.type.tensor_type.HasField("shape")}
 

@@ -114,7 +114,7 @@ def _common(dims: Sequence[Dim], rest: Sequence[Dim]) -> int:
 
 
 def removed(root: ir.Node, runs: Sequence[Run]) -> set[ir.Node]:
-    """The nodes that go when the runs take the root's place, what the runs read apart; Constants do not count."""
+    """The nodes that go when the runs take the root's place, but not what these read, nor Constants."""
     found = {node for node in g.dying(root) if not g.is_op(node, "Constant")}
     stack = [value.producer() for run in runs for value in (run.kept, run.source) if value is not None]
     while stack:
