@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 Fact = tuple[str, str]
 Case = tuple[str, str, str]
 
-_HEAD = ("~noisiest layers", "operator", ">dB", ">cut", ">range")
+_HEAD = ("~noisiest layers", "op", ">dB", ">cut", ">range")
 
 _WORST = 10
-_LONGEST_NAME = 23
+_LONGEST_NAME = 22
 
 
 def facts(report: Report) -> Iterator[Fact]:
@@ -78,13 +78,18 @@ def _ending(name: str) -> str:
 def _range(layer: LayerReport) -> str:
     if layer.low is None or layer.high is None:
         return ""
-    return f"{layer.low:.2g} to {layer.high:.2g}"
+    return f"{_short(layer.low)} to {_short(layer.high)}"
+
+
+def _short(number: float) -> str:
+    """Two digits, or all before the point: ``0.012``, ``4.7``, ``123``."""
+    return f"{number:.0f}" if 100 <= abs(number) < 1e6 else f"{number:.2g}"
 
 
 def _change_ms(before: float | None, after: float | None) -> str:
     if before is None and after is None:
         return ""
-    return " -> ".join("?" if ms is None else f"{ms:.2g}" for ms in (before, after))
+    return " -> ".join("?" if ms is None else _short(ms) for ms in (before, after))
 
 
 def _accuracy(found: AccuracyReport) -> Iterator[Fact]:

@@ -115,23 +115,23 @@ class Budget:
         allowed = self.allowed(reference)
         if score.metric is not None and reference.metric is not None:
             drop = reference.metric - score.metric
+            grain = "" if score.lost is None else _grain(allowed, score.rows or 0, "label")
             text = f"{score.metric_name} {reference.metric:.6g} -> {score.metric:.6g}, a drop of {drop:.3g}"
-            text += f" (allowed {allowed:.3g}{self._grain(allowed, score)})"
+            text += f" (allowed {allowed:.3g}{grain})"
             yield _Bound(text, score.metric, reference.metric - allowed, allowed or 1.0)
             return
         for output in score.outputs:
             if output.agreement is not None:
                 least = 1 - allowed / 100
                 text = f"'{output.name}' agrees on {output.agreement:.2%} of {output.rows:,} rows"
-                text += f" (least {least:.2%})"
+                text += f" (least {least:.2%}{_grain(allowed, output.rows, 'row')})"
                 yield _Bound(text, output.agreement, least, allowed / 100 or 1.0)
             if output.sqnr_db is not None:
                 least = LEAST_DB if output.agreement is None else LEAST_CLASS_DB
                 text = f"'{output.name}' has {output.sqnr_db:.1f} dB (least {least:g} dB)"
                 yield _Bound(text, output.sqnr_db, least, _SCALE_DB)
 
-    def _grain(self, allowed: float, score: Score) -> str:
-        """What a drop means on so few labels that the bound is finer than one of them."""
-        if not score.rows or score.lost is None or allowed >= 100 / score.rows:
-            return ""
-        return f", less than one of {score.rows:,} labels"
+
+def _grain(percent: float, rows: int, noun: str) -> str:
+    """Says so where a bound is finer than what so few rows can show."""
+    return f", less than one of {rows:,} {noun}s" if percent * rows < 100 and rows else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,16 @@ from graphopt.console.progress import Progress, silent
 from graphopt.errors import DataError
 from graphopt.proof.accuracy import Score, Tally
 from graphopt.proof.labels import Labels
-from graphopt.proof.references import References, opened
+from graphopt.proof.references import Outputs, References, opened
 from graphopt.proof.usermetric import UserMetric
-from graphopt.runtime.values import Value, keep
+from graphopt.runtime.values import keep
 from graphopt.runtime.worker import Session, Worker
 from graphopt.samples.sampling import Sample, Samples
 from graphopt.target import CPU, Target
 
 Array = NDArray[Any]
 KEPT_BYTES = 256_000_000
+_OutputsOf = Callable[[Session, Sample, Outputs], Outputs]
 
 
 class Evaluator(Protocol):
@@ -79,15 +80,15 @@ class HeldOut:
             WorkerError: the model does not run.
             DataError: the original does not run on a sample, or the user's function fails.
         """
-        with opened(self.worker, model, self.target, self.threads) as session:
-            score, merits = self._compare(session)
-        expected = self._original[1]
-        if score.rows is None or merits is None or expected is None:
+        reference, expected = self._original
+        score, merits = self._judged(model, self._run, reference.samples)
+        if not isinstance(self.metric, Labels):
             return score
-        return replace(score, **_paired(expected, merits, self.metric))
+        error, lost, gained = self.metric.compare(expected, merits)
+        return replace(score, metric_error=error, lost=lost, gained=gained)
 
     def first(self, count: int) -> HeldOut:
-        """An evaluator on the first samples only, for quick trials; a user's function still decides alone."""
+        """An evaluator on the first samples only, for quick trials; a user's function stays as it is."""
         head = Samples(self.samples.source, lambda: itertools.islice(self.samples, count))
         return replace(self, samples=head)
 
@@ -98,50 +99,33 @@ class HeldOut:
         )
 
     @cached_property
-    def _original(self) -> tuple[Score, Array | None]:
+    def _original(self) -> tuple[Score, Array]:
         """The original's own score, and what each label says of it."""
-        if not isinstance(self.metric, UserMetric):
-            return self._compare(None)
-        with opened(self.worker, self.original, self.target, self.threads) as session:
-            return self._compare(None, session)
+        return self._judged(self.original, lambda session, sample, expected: expected)
 
-    def _compare(self, model: Session | None, asked: Session | None = None) -> tuple[Score, Array | None]:
-        """Run a model (None: the original, whose outputs are known) on all samples, then ask the function."""
-        tally, merits = Tally(), list[Array]()
-        for sample, expected in self._references:
-            self.progress("judging", tally.samples)
-            found = expected if model is None else self._run(model, sample)
-            if isinstance(self.metric, Labels):
-                merits.append(self.metric.merits(tally.samples, found))
-            tally.add(expected, found)
-        if not tally.samples:
-            raise DataError(f"{self.samples.source} holds no sample to judge by")
-        return self._with_metric(tally.score(), merits, model or asked)
-
-    def _with_metric(
-        self, score: Score, merits: list[Array], session: Session | None
-    ) -> tuple[Score, Array | None]:
-        if isinstance(self.metric, Labels):
+    def _judged(self, model: Path, outputs_of: _OutputsOf, total: int | None = None) -> tuple[Score, Array]:
+        """Compare a model on all samples, then let the user's function run it; also the merits by label."""
+        tally, merits = Tally(), [np.zeros(0, np.float32)]
+        with opened(self.worker, model, self.target, self.threads) as session:
+            for sample, expected in self._references:
+                self.progress("judging", tally.samples, total)
+                found = outputs_of(session, sample, expected)
+                if isinstance(self.metric, Labels):
+                    merits.append(self.metric.merits(tally.samples, found))
+                tally.add(expected, found)
+            if not tally.samples:
+                raise DataError(f"{self.samples.source} holds no sample to judge by")
             joined = np.concatenate(merits)
-            if not joined.size:
-                raise DataError(f"{self.metric.source}: no label is left, all are negative")
-            value, rows = self.metric.metric(joined), joined.size
-            return replace(score, metric=value, metric_name=self.metric.name, rows=rows), joined
+            return self._with_metric(tally.score(), joined, session), joined
+
+    def _with_metric(self, score: Score, merits: Array, session: Session) -> Score:
+        if isinstance(self.metric, Labels):
+            value = self.metric.metric(merits)
+            return replace(score, metric=value, metric_name=self.metric.name, rows=merits.size)
         if isinstance(self.metric, UserMetric):
-            assert session is not None
             value = self.metric.measure(lambda feeds: self.worker.run(session, feeds))
-            return replace(score, metric=value, metric_name=self.metric.name), None
-        return score, None
+            return replace(score, metric=value, metric_name=self.metric.name)
+        return score
 
-    def _run(self, session: Session, sample: Sample) -> dict[str, Value]:
+    def _run(self, session: Session, sample: Sample, expected: Outputs) -> Outputs:
         return keep(self.worker.run(session, sample))
-
-
-def _paired(before: Array, after: Array, labels: Any) -> Mapping[str, Any]:
-    """The standard error of the metric's difference, label by label, and how many decisions turned."""
-    change = after.astype(np.float64) - before
-    scale = 100 if labels.are_classes else 1
-    facts: dict[str, Any] = {"metric_error": float(change.std() / np.sqrt(change.size)) * scale}
-    if labels.are_classes:
-        facts |= {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
-    return facts

@@ -7,11 +7,9 @@ into calibration.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,18 @@ import onnx_ir as ir
 
 from graphopt.console.progress import Progress, silent
 from graphopt.errors import DataError, UsageError
+from graphopt.proof.digests import Digest, chosen, digests
 from graphopt.proof.labels import Labels
 from graphopt.proof.usermetric import UserMetric
-from graphopt.runtime.values import STRING, Tensor, Value
 from graphopt.samples.inputs import InputSpec
-from graphopt.samples.sampling import SYNTHETIC, Sample, Samples
+from graphopt.samples.sampling import SYNTHETIC, Samples
 from graphopt.samples.userdata import LABELS, load_function, reader
 
 HELD_OUT_EVERY = 4
 MOST_HELD_OUT = 128
 SYNTHETIC_COUNT = 64
 _SHOWN = 3
-
 Evaluation = str | Path | Callable[..., Any] | None
-Digest = bytes
 
 
 @dataclass(frozen=True)
@@ -99,10 +95,10 @@ def divide(
     if isinstance(evaluation, str | Path) and Path(evaluation).exists():
         return _from_files(samples, Path(evaluation), specs, calibrate, progress)
     metric = None if evaluation is None else _function(evaluation, specs)
-    digests = _digests(samples, progress)
-    flags = _flags(digests, samples.source) if calibrate else [True] * len(digests)
-    calibration, judging = (_part(samples, digests, flags, side) for side in (False, True))
-    counts = flags.count(False), flags.count(True)
+    known = digests(samples, progress)
+    judges = _judges(known, samples.source) if calibrate else [True] * len(known)
+    judging, calibration = (chosen(samples, known, flags) for flags in (judges, [not one for one in judges]))
+    counts = judges.count(False), judges.count(True)
     evidence = f"{samples.describe(counts[1])}{', held out of calibration' if calibrate else ''}"
     if metric is not None:
         evidence += f"; that the samples of {metric.name} did not calibrate cannot be checked"
@@ -113,15 +109,17 @@ def _from_files(
     samples: Samples, path: Path, specs: Sequence[InputSpec], calibrate: bool, progress: Progress
 ) -> Division:
     judging = Samples(str(path), reader(str(path), specs))
-    judged = _digests(judging, progress)
+    judged = digests(judging, progress)
     labels = _labels(path, len(judged), specs)
-    digests = _digests(samples, progress) if calibrate else []
-    _refuse_overlap(samples.source, digests, str(path), judged)
+    known = digests(samples, progress) if calibrate else []
+    if calibrate and not known:
+        raise DataError(f"{samples.source} holds no sample to calibrate on")
+    _refuse_overlap(samples.source, known, str(path), judged)
     evidence = judging.describe(len(judged)) + (", none of which calibrated" if calibrate else "")
     return Division(
-        _part(samples, digests, [True] * len(digests), True),
-        len(digests),
-        _part(judging, judged, [True] * len(judged), True),
+        chosen(samples, known),
+        len(known),
+        chosen(judging, judged),
         len(judged),
         labels,
         evidence,
@@ -132,8 +130,11 @@ def _labels(path: Path, count: int, specs: Sequence[InputSpec]) -> Labels | None
     """The labels of ``count`` samples in a file; one that is an input of the model is none."""
     if not path.is_file() or any(spec.name == LABELS for spec in specs):
         return None
-    with np.load(path) as arrays:  # objects are refused, as they should be
-        return Labels(arrays[LABELS], count, str(path)) if LABELS in arrays else None
+    try:
+        with np.load(path) as arrays:
+            return Labels(arrays[LABELS], count, str(path)) if LABELS in arrays else None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: the array '{LABELS}' cannot be read: {error}") from None
 
 
 def _function(evaluation: str | Path | Callable[..., Any], specs: Sequence[InputSpec]) -> UserMetric:
@@ -145,10 +146,10 @@ def _function(evaluation: str | Path | Callable[..., Any], specs: Sequence[Input
     return UserMetric(load_function(module, name), str(evaluation), specs)
 
 
-def _refuse_overlap(source: str, digests: Sequence[Digest], judge: str, judged: Sequence[Digest]) -> None:
+def _refuse_overlap(source: str, known: Sequence[Digest], judge: str, judged: Sequence[Digest]) -> None:
     """No sample may be in both sets."""
-    known = {digest: index for index, digest in enumerate(digests)}
-    both = [(known[digest], index) for index, digest in enumerate(judged) if digest in known]
+    places = {digest: index for index, digest in enumerate(known)}
+    both = [(places[digest], index) for index, digest in enumerate(judged) if digest in places]
     if both:
         shown = ", ".join(f"{a} = {b}" for a, b in both[:_SHOWN]) + (", …" if len(both) > _SHOWN else "")
         raise DataError(
@@ -157,10 +158,10 @@ def _refuse_overlap(source: str, digests: Sequence[Digest], judge: str, judged: 
         )
 
 
-def _flags(digests: Sequence[Digest], source: str) -> list[bool]:
+def _judges(known: Sequence[Digest], source: str) -> list[bool]:
     """Whether each sample is held out: every fourth that is new; one that comes again goes where it was."""
     sides: dict[Digest, bool] = {}
-    for digest in digests:
+    for digest in known:
         turn, place = divmod(len(sides), HELD_OUT_EVERY)
         sides.setdefault(digest, place == HELD_OUT_EVERY - 1 and turn < MOST_HELD_OUT)
     if len(sides) < 2:
@@ -170,53 +171,4 @@ def _flags(digests: Sequence[Digest], source: str) -> list[bool]:
         )
     if not any(sides.values()):
         sides[next(reversed(sides))] = True
-    return [sides[digest] for digest in digests]
-
-
-def _part(samples: Samples, digests: Sequence[Digest], flags: Sequence[bool], side: bool) -> Samples:
-    """The samples of one side, each checked to be what it was."""
-    chosen = [flag == side for flag in flags]
-
-    def make() -> Iterator[Sample]:
-        checked = map(partial(_same, samples.source), itertools.count(), samples, digests)
-        return itertools.compress(checked, chosen)
-
-    return Samples(samples.source, make, samples.drawer)
-
-
-def _same(source: str, index: int, sample: Sample, known: Digest) -> Sample:
-    if digest(sample) != known:
-        raise DataError(
-            f"{source} gives another sample {index} when it is read again: calibration and judging need the"
-            " same samples in the same order; seed it, and do not shuffle"
-        )
-    return sample
-
-
-def _digests(samples: Iterable[Sample], progress: Progress) -> list[Digest]:
-    found = []
-    for index, sample in enumerate(samples):
-        progress("reading samples", index)
-        found.append(digest(sample))
-    return found
-
-
-def digest(sample: Sample) -> Digest:
-    """A hash of a sample's inputs: names, types, shapes and contents."""
-    state = hashlib.blake2b(digest_size=16)
-    for name in sorted(sample):
-        state.update(f"{name!r}=".encode())
-        _absorb(state, sample[name])
-    return state.digest()
-
-
-def _absorb(state: Any, value: Value) -> None:
-    if isinstance(value, Tensor):
-        state.update(f"{value.elem_type}{value.shape}".encode())
-        state.update(repr(value.data).encode() if value.elem_type == STRING else value.raw())
-    elif isinstance(value, list):
-        state.update(f"[{len(value)}".encode())
-        for item in value:
-            _absorb(state, item)
-    else:
-        state.update(repr(value).encode())
+    return [sides[digest] for digest in known]
