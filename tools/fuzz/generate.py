@@ -75,8 +75,6 @@ def _outputs(b: Builder) -> list[onnx.ValueInfoProto]:
 
 
 def _declared(b: Builder, value: Value) -> onnx.ValueInfoProto:
-    dims = [
-        n if s else f"{value.name}_{i}"
-        for i, (n, s) in enumerate(zip(value.shape, value.static, strict=True))
-    ]
-    return value.info(dims if b.chance(0.7) else [None] * value.rank)
+    """An output with named dims, or its rank only: a number may be wrong for sizes that were not tried."""
+    named = [f"{value.name}_{axis}" for axis in range(value.rank)]
+    return value.info(named if b.chance(0.7) else [None] * value.rank)
