@@ -1,0 +1,172 @@
+"""SmoothQuant: the float model stays the same, the int8 one gets closer, and what must stay stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphopt.journal import Journal
+from graphopt.model import Model
+from graphopt.pipeline import Run
+from graphopt.runtime.worker import Worker
+from graphopt.target import CPU
+from graphopt_passes.quantize.scheme import Grid
+from graphopt_passes.quantize.smooth import Seen, best_factor, expected_error, smooth
+from graphopt_passes.quantize.weights import rounded
+from tests.passes.linear_cases import Case
+from tests.support import compute, parse, serialized
+
+SETTINGS = settings(max_examples=30, deadline=None, derandomize=True)
+
+
+def activations(rng: np.random.Generator, samples: int, channels: int) -> np.ndarray:
+    """Rows in which a few channels are much larger than the others, as in transformers."""
+    x = rng.standard_normal((samples, channels))
+    x[:, rng.choice(channels, max(channels // 16, 1), replace=False)] *= 40
+    return x.astype(np.float32)
+
+
+def see(x: np.ndarray) -> Seen:
+    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    return Seen(np.abs(flat).max(axis=0), np.square(flat).mean(axis=0))
+
+
+def int8_error(x: np.ndarray, weights: list[np.ndarray], factor: np.ndarray) -> float:
+    """The mean squared error of all outputs, simulated: u8 activations, s8 weights per column."""
+    smoothed = (x / factor).astype(np.float32)
+    rounded_x = Grid.of(float(smoothed.min()), float(smoothed.max())).round(smoothed)
+    scaled = [(w * factor).astype(np.float32) for w in weights]
+    wrong = [rounded_x @ rounded(s, 0).real().T - x @ w.T for s, w in zip(scaled, weights, strict=True)]
+    return float(sum(np.square(e).sum(axis=1).mean() for e in wrong))
+
+
+@SETTINGS
+@given(st.integers(0, 2**32 - 1), st.sampled_from([16, 64, 200]), st.integers(1, 3))
+def test_smoothing_pays_on_unseen_rows(seed: int, channels: int, readers: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = activations(rng, 600, channels)
+    weights = [rng.standard_normal((32, channels)).astype(np.float32) for _ in range(readers)]
+    factor = best_factor(see(x[:300]), weights)
+    assert factor is not None
+    assert int8_error(x[300:], weights, factor) < 0.5 * int8_error(x[300:], weights, np.ones(channels))
+
+
+@SETTINGS
+@given(st.integers(0, 2**32 - 1))
+def test_the_expected_error_is_the_simulated_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = activations(rng, 2000, 48)
+    weights = [rng.standard_normal((16, 48)).astype(np.float32) for _ in range(2)]
+    for factor in (np.ones(48), np.sqrt(np.abs(x).max(axis=0))):
+        ratio = expected_error(see(x), weights, factor) / int8_error(x, weights, factor)
+        assert 0.6 < ratio < 1.7
+
+
+def test_even_channels_are_left_alone() -> None:
+    w = np.random.default_rng(3).standard_normal((16, 32)).astype(np.float32)
+    assert best_factor(Seen(np.ones(32), np.full(32, 1 / 3)), [w]) is None
+
+
+def test_channels_that_are_dead_are_not_touched() -> None:
+    rng = np.random.default_rng(4)
+    x, w = activations(rng, 300, 32), rng.standard_normal((16, 32)).astype(np.float32)
+    x[:, 3], w[:, 7] = 0, 0
+    factor = best_factor(see(x), [w])
+    assert factor is not None and factor[3] == 1 and factor[7] == 1 and np.isfinite(factor).all()
+
+
+def block(kind: str, rng: np.random.Generator, channels: int = 32) -> onnx.ModelProto:
+    """A normalization whose value Q, K (MatMul) and V (with a bias) read, as a model."""
+    case = Case()
+    gamma = rng.uniform(0.5, 1.5, channels)
+    gamma[5] = 60.0
+    names = [
+        case.constant(name, data.astype(np.float32))
+        for name, data in {
+            "gamma": gamma,
+            "beta": rng.standard_normal(channels),
+            "q": rng.standard_normal((channels, 8)),
+            "k": rng.standard_normal((channels, 8)),
+            "v": rng.standard_normal((channels, 12)),
+            "bias": rng.standard_normal(12),
+        }.items()
+    ]
+    if kind == "layer":
+        case.add("LayerNormalization", ["x", "gamma", "beta"], "h", axis=-1)
+    elif kind == "root mean square":
+        case.add("LpNormalization", ["x"], "n", axis=-1, p=2)
+        case.add("Mul", ["gamma", "n"], "h")
+    else:
+        case.add("LpNormalization", ["x"], "n", axis=-1, p=2)
+        case.add("Mul", ["n", "gamma"], "m")
+        case.add("Add", ["m", "beta"], "h")
+    for name in names[2:5]:
+        case.add("MatMul", ["h", name], f"h_{name}")
+    case.add("Add", ["h_v", "bias"], "y")
+    return case.model(np.zeros((2, 3, channels), np.float32), "h_q", "h_k", "y")
+
+
+def tapped(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], name: str) -> np.ndarray:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    return np.asarray(compute(copy, feeds)[-1])
+
+
+@pytest.mark.parametrize("kind", ["layer", "root mean square", "decomposed"])
+def test_a_block_computes_the_same(worker: Worker, kind: str) -> None:
+    rng = np.random.default_rng(6)
+    proto = block(kind, rng)
+    feeds = {"x": rng.standard_normal((4, 3, 32)).astype(np.float32)}
+    value = tapped(proto, feeds, "h")
+    model, run = Model.of(proto), Run(CPU, worker)
+    factors = smooth(model, run, {"h": see(value)})
+    assert set(factors) == {"h"} and run.journal.counts() == {"smooth-activations": 1}
+    after = serialized(model)
+    onnx.checker.check_model(after)
+    for old, new in zip(compute(proto, feeds), compute(after, feeds), strict=True):
+        np.testing.assert_allclose(new, old, rtol=0, atol=1e-5 * np.abs(old).max())
+    now = tapped(after, feeds, "h")
+    np.testing.assert_allclose(now * factors["h"], value, rtol=1e-4, atol=1e-5)
+    spread = [np.ptp(np.log2(see(v).largest)) for v in (value, now)]
+    assert spread[1] < 0.8 * spread[0]
+
+
+CONSTANTS = """<float[4] s = {1,1,1,90}, float[4] b = {0,0,0,0},
+    float[4,4] w = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2}, float[4,4] u = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2}>"""
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("h = LayerNormalization(x, s, b) p = MatMul(h, w) y = Add(p, h)", "reads it, too"),
+        ("h = LayerNormalization(x, s, b) y = MatMul(u, h)", "reads it, too"),
+        ("h = LayerNormalization(x, s, b) p = MatMul(h, w) q = MatMul(h, w) y = Add(p, q)", "used elsewhere"),
+        ("h = LayerNormalization(x, s, b) y = MatMul(h, x)", "is no constant"),
+        ("h = LayerNormalization(x, s, b) y = Gemm<transA=1>(h, w)", "no product"),
+        ("h = LayerNormalization(x, s, s) y = MatMul(h, w)", "'s' is used elsewhere"),
+        ("m = Mul(x, s) h = Add(m, b) p = MatMul(h, w) y = Add(m, p)", "'m' is used elsewhere"),
+        ("h = Add(x, b) y = MatMul(h, w)", "adds to no product"),
+        ("h = Mul(x, x) y = MatMul(h, w)", "is no constant"),
+    ],
+)
+def test_refusals(worker: Worker, body: str, reason: str) -> None:
+    proto = parse(f"g (float[4,4] x) => (float[i,j] y) {CONSTANTS} {{ {body} }}")
+    model, run = Model.of(proto), Run(CPU, worker)
+    seen = Seen(np.array([1.0, 1, 1, 90]), np.array([0.3, 0.3, 0.3, 2000]))
+    before = serialized(model)
+    assert smooth(model, run, {"h": seen}) == {}
+    assert any(reason in refusal.reason for refusal in run.journal.refusals), run.journal.refusals
+    assert serialized(model) == before
+
+
+def test_a_rewrite_that_is_not_admitted_leaves_the_model(worker: Worker) -> None:
+    proto = block("layer", np.random.default_rng(7))
+    model = Model.of(proto)
+    before = serialized(model)
+    seen = Seen(np.where(np.arange(32) == 5, 100.0, 1.0), np.where(np.arange(32) == 5, 2000.0, 0.3))
+    assert smooth(model, Run(CPU, worker, Journal(limit=0)), {"h": seen}) == {}
+    assert serialized(model) == before
