@@ -73,6 +73,14 @@ def test_agreement_counts_rows():
     assert (score.agreement, score.outputs[0].rows) == (0.97, 100)
 
 
+def test_scores_may_keep_the_axes_of_pooling():
+    pooled = _NORMAL[:, :, None, None]
+    other = pooled.copy()
+    other[0] = np.roll(other[0], 1, axis=0)
+    score = tally([({"fc6": pooled}, {"fc6": other})])
+    assert (score.agreement, score.outputs[0].rows) == (pytest.approx(5 / 6), 6)
+
+
 def test_integers_agree_by_element_and_have_no_sqnr():
     score = tally([({"ids": np.arange(10)}, {"ids": np.array([*range(9), 0])})])
     assert (score.sqnr_db, score.agreement, score.worst_sample) == (None, 0.9, None)
@@ -109,6 +117,9 @@ _SOFTMAX = np.exp(_NORMAL) / np.exp(_NORMAL).sum(-1, keepdims=True)
         ("495", _NORMAL / np.linalg.norm(_NORMAL, axis=1, keepdims=True), False),
         ("boxes", _NORMAL, False),
         ("prob", _NORMAL[:, :1], False),
+        ("fc6", _NORMAL[:, :, None, None], True),
+        ("prob", _NORMAL[:2, :1, None], False),
+        ("prob", np.float32(1), False),
         ("logits", np.arange(6).reshape(2, 3), False),
         ("logits", np.zeros((0, 3), np.float32), False),
     ],

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphopt.proof.classes import are_classes
+from graphopt.proof.classes import are_classes, class_axis
 from graphopt.proof.tolerance import differing, distances, leaves, numbers
 from graphopt.runtime.values import FLOATING, Tensor, Value
 
@@ -25,7 +25,7 @@ class OutputScore:
     Attributes:
         name: the output; ``y[0]`` is the first item of a sequence.
         sqnr_db: see the module; infinite without noise, None for integers and for outputs that are all 0.
-        agreement: share of rows with the same largest element where the last axis is one of classes, share of
+        agreement: share of rows with the same largest element if it looks like scores of classes, share of
             equal elements where the output is of integers, booleans or strings; else None.
         rows: how many rows or elements that is a share of.
     """
@@ -144,9 +144,10 @@ class _Sum:
         array = expected.numpy()
         self.decides = self.decides and are_classes(name, array)
         if self.decides:
-            best = array.argmax(axis=-1)
+            axis = class_axis(array.shape)
+            best = array.argmax(axis=axis)
             self.rows += best.size
-            self.agreeing += 0 if found is None else int((found.numpy().argmax(axis=-1) == best).sum())
+            self.agreeing += 0 if found is None else int((found.numpy().argmax(axis=axis) == best).sum())
 
 
 def _powers(expected: Tensor, found: Tensor | None) -> tuple[float, float]:

@@ -22,18 +22,27 @@ _OTHER = re.compile(
 _ROUNDING = 2e-3
 
 
+def class_axis(shape: tuple[int, ...]) -> int:
+    """The axis that classes would lie on: the last one, before axes of 1 that pooling has left behind."""
+    axis = len(shape) - 1
+    while axis > 1 and shape[axis] == 1:
+        axis -= 1
+    return axis
+
+
 def are_classes(name: str, output: Array) -> bool:
-    """Whether the last axis of a floating output [..., C] looks like scores of C ≥ 2 classes."""
-    if output.dtype.kind != "f" or output.ndim < 1 or output.shape[-1] < 2 or not output.size:
+    """Whether a floating output [..., C] or [..., C, 1, 1] looks like scores of C ≥ 2 classes."""
+    axis = class_axis(output.shape)
+    if output.dtype.kind != "f" or axis < 0 or output.shape[axis] < 2 or not output.size:
         return False
-    rows = output.reshape(-1, output.shape[-1]).astype(np.float64)
+    rows = output.reshape(-1, output.shape[axis]).astype(np.float64)
     if not np.isfinite(rows).all():
         return False
     if _sum_to_one(rows) or ((rows <= 0).all() and _sum_to_one(np.exp(rows))):
         return True
     if _OTHER.search(name):
         return False
-    return bool(_DECISIONS.search(name)) or (output.ndim == 2 and not _are_unit(rows))
+    return bool(_DECISIONS.search(name)) or (axis == 1 and not _are_unit(rows))
 
 
 def _sum_to_one(rows: Array) -> bool:

@@ -25,7 +25,7 @@ from graphopt.target import CPU, Target
 
 Array = NDArray[Any]
 KEPT_BYTES = 256_000_000
-_OutputsOf = Callable[[Session, Sample, Outputs], Outputs]
+_OutputsOf = Callable[[Sample, Outputs], Outputs]
 
 
 class Evaluator(Protocol):
@@ -81,7 +81,11 @@ class HeldOut:
             DataError: the original does not run on a sample, or the user's function fails.
         """
         reference, expected = self._original
-        score, merits = self._judged(model, self._run, reference.samples)
+        with opened(self.worker, model, self.target, self.threads) as session:
+            score, merits = self._compare(
+                lambda one, _: keep(self.worker.run(session, one)), reference.samples
+            )
+            score = self._asked(score, session)
         if not isinstance(self.metric, Labels):
             return score
         error, lost, gained = self.metric.compare(expected, merits)
@@ -101,31 +105,32 @@ class HeldOut:
     @cached_property
     def _original(self) -> tuple[Score, Array]:
         """The original's own score, and what each label says of it."""
-        return self._judged(self.original, lambda session, sample, expected: expected)
-
-    def _judged(self, model: Path, outputs_of: _OutputsOf, total: int | None = None) -> tuple[Score, Array]:
-        """Compare a model on all samples, then let the user's function run it; also the merits by label."""
-        tally, merits = Tally(), [np.zeros(0, np.float32)]
-        with opened(self.worker, model, self.target, self.threads) as session:
-            for sample, expected in self._references:
-                self.progress("judging", tally.samples, total)
-                found = outputs_of(session, sample, expected)
-                if isinstance(self.metric, Labels):
-                    merits.append(self.metric.merits(tally.samples, found))
-                tally.add(expected, found)
-            if not tally.samples:
-                raise DataError(f"{self.samples.source} holds no sample to judge by")
-            joined = np.concatenate(merits)
-            return self._with_metric(tally.score(), joined, session), joined
-
-    def _with_metric(self, score: Score, merits: Array, session: Session) -> Score:
-        if isinstance(self.metric, Labels):
-            value = self.metric.metric(merits)
-            return replace(score, metric=value, metric_name=self.metric.name, rows=merits.size)
+        score, merits = self._compare(lambda _, expected: expected)
         if isinstance(self.metric, UserMetric):
-            value = self.metric.measure(lambda feeds: self.worker.run(session, feeds))
-            return replace(score, metric=value, metric_name=self.metric.name)
-        return score
+            with opened(self.worker, self.original, self.target, self.threads) as session:
+                score = self._asked(score, session)
+        return score, merits
 
-    def _run(self, session: Session, sample: Sample, expected: Outputs) -> Outputs:
-        return keep(self.worker.run(session, sample))
+    def _compare(self, outputs_of: _OutputsOf, total: int | None = None) -> tuple[Score, Array]:
+        """Compare with the original on all samples, and by the labels if there are any: the merit of each."""
+        tally, merits = Tally(), [np.zeros(0, np.float32)]
+        for sample, expected in self._references:
+            self.progress("judging", tally.samples, total)
+            found = outputs_of(sample, expected)
+            if isinstance(self.metric, Labels):
+                merits.append(self.metric.merits(tally.samples, found))
+            tally.add(expected, found)
+        if not tally.samples:
+            raise DataError(f"{self.samples.source} holds no sample to judge by")
+        score, joined = tally.score(), np.concatenate(merits)
+        if isinstance(self.metric, Labels):
+            value = self.metric.metric(joined)
+            score = replace(score, metric=value, metric_name=self.metric.name, rows=joined.size)
+        return score, joined
+
+    def _asked(self, score: Score, session: Session) -> Score:
+        """The score with what the user's function says of a model, if there is one."""
+        if not isinstance(self.metric, UserMetric):
+            return score
+        value = self.metric.measure(lambda feeds: self.worker.run(session, feeds))
+        return replace(score, metric=value, metric_name=self.metric.name)
