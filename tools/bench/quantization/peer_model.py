@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import onnx
+import onnxscript.optimizer
 from onnx import version_converter
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -13,18 +14,26 @@ OLDEST_OPSET = 13  # of DequantizeLinear per channel
 
 
 def preprocess(source: Path, target: Path) -> None:
-    """What ONNX Runtime's documentation advises: infer shapes, fold constants, fuse BatchNormalization.
+    """Fold with onnxscript, then do what ONNX Runtime's documentation advises (shapes, basic fusions).
 
-    NNCF is given the same: it stumbles over what this removes, such as Dropout. Symbolic shape inference is
-    left out where it fails.
+    Without the former, constants that a model computes hide BatchNormalizations from all peers, and NNCF
+    stumbles over Casts and Dropouts. Each step is left out where it fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        raised = Path(scratch, "raised.onnx")
-        onnx.save(load(source), raised)
+        folded = Path(scratch, "folded.onnx")
+        onnx.save(fold(load(source)), folded)
         try:
-            quant_pre_process(raised, target)
+            quant_pre_process(folded, target)
         except Exception:  # it raises plain Exception for what it cannot infer
-            quant_pre_process(raised, target, skip_symbolic_shape=True)
+            quant_pre_process(folded, target, skip_symbolic_shape=True)
+
+
+def fold(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as onnxscript's optimizer leaves it, which torch's exporter also runs by default."""
+    try:
+        return onnxscript.optimizer.optimize(model)
+    except Exception:  # it runs passes that raise whatever they meet
+        return model
 
 
 def load(path: Path) -> onnx.ModelProto:

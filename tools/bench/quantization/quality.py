@@ -24,7 +24,7 @@ def predictions(model: Path, task: Task, examples: Sequence[Example]) -> list[Pr
 
 
 @contextmanager
-def opened(model: Path) -> Iterator[Run]:
+def opened(model: Path | bytes) -> Iterator[Run]:
     """Runs of the model in a process of its own, whose end frees what it spilled."""
     with Worker() as worker:
         session = worker.open(model, CPU, THREADS)

@@ -19,6 +19,11 @@ MODULES = {
     "minilm": "sentences",
     "magika": "files",
     "silero_vad": "speech",
+    "resnet50": "drawn",
+    "vgg19": "drawn",
+    "squeezenet": "drawn",
+    "shufflenet": "drawn",
+    "densenet121": "drawn",
 }
 
 
