@@ -20,7 +20,7 @@ _POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 
 @dataclass(frozen=True)
 class Shift:
-    """A constant per channel that is added between the layers: a bias, or an operand of Add."""
+    """A constant with one number per channel: a bias, an operand of Add, the scale of a normalization."""
 
     node: ir.Node
     index: int
@@ -30,6 +30,14 @@ class Shift:
         found = g.array(self.node.inputs[self.index])
         assert found is not None
         return np.broadcast_to(found.astype(np.float64).ravel(), (channels,))
+
+    def divide(self, model: Model, run: Run, by: NDArray[np.float64]) -> None:
+        """Divide its numbers, channel by channel."""
+        old = g.array(self.node.inputs[self.index])
+        assert old is not None
+        shape = old.shape if old.size == by.size else by.shape
+        divided = (self.array(by.size) / by).astype(old.dtype).reshape(shape)
+        replace_constant(model, run, self.node, self.index, divided)
 
 
 @dataclass(frozen=True)
@@ -52,15 +60,6 @@ class Chain:
         """The size of all that is added, [channels]."""
         sizes = (np.abs(shift.array(self.first.channels)) for shift in self.shifts)
         return sum(sizes, start=np.zeros(self.first.channels))
-
-    def divide_shifts(self, model: Model, run: Run, by: NDArray[np.float64]) -> None:
-        """Divide what is added, channel by channel."""
-        for shift in self.shifts:
-            old = g.array(shift.node.inputs[shift.index])
-            assert old is not None
-            divided = shift.array(self.first.channels) / by
-            shape = old.shape if old.size == by.size else by.shape
-            replace_constant(model, run, shift.node, shift.index, divided.astype(old.dtype).reshape(shape))
 
 
 def find_chains(model: Model, run: Run, rule: str) -> list[Chain]:
@@ -105,7 +104,7 @@ class _Walk:
         return Chain(g.output_name(self.first.node), self.first, second, tuple(self.shifts))
 
     def _require_free(self, node: ir.Node) -> None:
-        _require(not self.run.keeps(node), f"{g.label(node)} is to be kept (--keep)")
+        require(not self.run.keeps(node), f"{g.label(node)} is to be kept (--keep)")
 
     def _bias(self) -> None:
         node = self.first.node
@@ -113,15 +112,15 @@ class _Walk:
             return
         bias = own_constant(node, 2)
         along = bias.shape.numpy()[-1:] in ((), (1,), (self.first.channels,))
-        _require(along and bias.size in (1, self.first.channels), "its bias varies by row")
+        require(along and bias.size in (1, self.first.channels), "its bias varies by row")
         self.shifts.append(Shift(node, 2))
 
     def _consumer(self, value: ir.Value) -> ir.Node:
         uses = list(value.uses())
-        _require(not value.is_graph_output(), f"'{value.name}' is a graph output")
-        _require(len(uses) == 1, f"'{value.name}' has {len(uses)} consumers")
+        require(not value.is_graph_output(), f"'{value.name}' is a graph output")
+        require(len(uses) == 1, f"'{value.name}' has {len(uses)} consumers")
         node: ir.Node = uses[0].node
-        _require(node.graph is self.first.node.graph, f"'{value.name}' is captured by a subgraph")
+        require(node.graph is self.first.node.graph, f"'{value.name}' is captured by a subgraph")
         self._require_free(node)
         return node
 
@@ -132,37 +131,40 @@ class _Walk:
         elif g.is_op(node, "Flatten", "Reshape"):
             self._flatten(node, value)
         elif g.is_op(node, *_POOLING):
-            _require(self.axis_1, f"{g.label(node)} reads channels along another axis")
+            require(self.axis_1, f"{g.label(node)} reads channels along another axis")
         else:
             scales = g.is_op(node, *_ELEMENTWISE) and node.inputs[0] is value
-            _require(scales, f"{g.label(node)} does not scale with its input")
+            require(scales, f"{g.label(node)} does not scale with its input")
 
     def _add(self, node: ir.Node, value: ir.Value) -> None:
         index = 1 if node.inputs[0] is value else 0
         behind = 0 if self.axis_last else len(self.first.weight_shape()) - 2
         shape = (self.first.channels, *[1] * behind)
         found = own_constant(node, index).shape.numpy()
-        _require(
-            found in (shape, (1, *shape)), f"{g.label(node)} adds a constant that is not one per channel"
-        )
+        require(found in (shape, (1, *shape)), f"{g.label(node)} adds a constant that is not one per channel")
         self.shifts.append(Shift(node, index))
 
     def _flatten(self, node: ir.Node, value: ir.Value) -> None:
         shapes = self.run.shapes(self.model)
         before, after = shapes.dims(value), shapes.dims(node.outputs[0])
         flat = before and after and len(after) == 2 and before[0] == after[0]
-        _require(self.axis_1 and flat, f"{g.label(node)} may mix channels")
+        require(self.axis_1 and flat, f"{g.label(node)} may mix channels")
         self.axis_last = True
 
     def _second(self, node: ir.Node, value: ir.Value) -> Layer:
-        _require(node.inputs[0] is value, f"{g.label(node)} reads '{value.name}' as its weight or bias")
+        require(node.inputs[0] is value, f"{g.label(node)} reads '{value.name}' as its weight or bias")
         second = Layer.of(node)
         along = self.axis_1 if node.op_type == "Conv" else self.axis_last
-        _require(along, f"{g.label(node)} reads channels along another axis")
-        _require(second.inputs % self.first.channels == 0, f"{g.label(node)} does not read whole channels")
+        require(along, f"{g.label(node)} reads channels along another axis")
+        require(second.inputs % self.first.channels == 0, f"{g.label(node)} does not read whole channels")
         return replace(second, inputs=self.first.channels)
 
 
-def _require(condition: object, why_not: str) -> None:
+def require(condition: object, why_not: str) -> None:
+    """Refuse with a reason unless the condition holds.
+
+    Raises:
+        RefusedError: it does not.
+    """
     if not condition:
         raise RefusedError(why_not)

@@ -121,7 +121,8 @@ def _rewrite(model: Model, run: Run, admitted: list[tuple[Chain, Doubles]]) -> N
     inputs: dict[ir.Node, Doubles] = {}
     for chain, factor in admitted:
         channels[chain.first.node], inputs[chain.second.node] = 1 / factor, factor
-        chain.divide_shifts(model, run, factor)
+        for shift in chain.shifts:
+            shift.divide(model, run, factor)
     for node, layer in _layers([chain for chain, _ in admitted]).items():
         ones = np.ones(layer.channels), np.ones(layer.inputs)
         layer.scale(model, run, channels.get(node, ones[0]), inputs.get(node, ones[1]))
