@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,14 +18,14 @@ from graphopt import graph as g
 from graphopt.activations import Request, Statistics
 from graphopt.errors import UsageError
 from graphopt.model import Model
-from graphopt.runtime.accumulators import Bins, Histogram
+from graphopt.runtime.accumulators import Bins, Extent, Histogram
 from graphopt.runtime.grid_errors import GridErrors, Losses
 from graphopt_passes.quantize.consumers import Reading, readings
 from graphopt_passes.quantize.known_ranges import known_bounds
 from graphopt_passes.quantize.ranges import Form, Range, candidates, kl, minmax, mse, percentile, steps
 
-METHODS: dict[str, Callable[[Bins, Form], Range]] = {
-    "minmax": lambda bins, form: minmax(bins),
+METHODS: dict[str, Callable[[Any, Form], Range]] = {
+    "minmax": lambda extremes, form: minmax(extremes),
     "percentile": lambda bins, form: percentile(bins, 99.99),
     "kl": kl,
     "mse": mse,
@@ -64,13 +65,14 @@ def find_ranges(model: Model, forms: Mapping[str, Form], gather: Gather, method:
     values = {value.name or "": value for graph in g.graphs(model.ir) for value in g.defined(graph)}
     found = {name: fixed for name in forms if (fixed := _fixed(values.get(name))) is not None}
     rest = [name for name in forms if name not in found]
-    statistics = gather([Request(name, Histogram()) for name in rest])
+    kind = Extent() if method == "minmax" else Histogram()  # extents take a fraction of the time
+    statistics = gather([Request(name, kind) for name in rest])
     absent = {request.value: why for request, why in statistics.absent.items()}
-    bins: dict[str, Bins] = {name: statistics.get(name, Histogram()) for name in rest if name not in absent}
+    seen = {name: statistics.get(name, kind) for name in rest if name not in absent}
     if method == "auto":
-        found |= _by_error(values, forms, bins, gather)
+        found |= _by_error(values, forms, seen, gather)
     else:
-        found |= {name: METHODS[method](one, forms[name]) for name, one in bins.items()}
+        found |= {name: METHODS[method](one, forms[name]) for name, one in seen.items()}
     return Ranges({name: _bounded(found[name], values[name]) for name in forms if name in found}, absent)
 
 

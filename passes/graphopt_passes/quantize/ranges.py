@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.runtime.accumulators import Bins
+from graphopt.runtime.accumulators import Bins, Extremes
 from graphopt.runtime.grid_errors import Steps
 from graphopt_passes.quantize.scheme import Grid
 
@@ -51,9 +51,9 @@ def steps(grid: Grid) -> Steps:
     return Steps(grid.scale, grid.zero_point, least, most)
 
 
-def minmax(bins: Bins) -> Range:
-    """All that was seen."""
-    return Range(bins.low, bins.high, "minmax")
+def minmax(seen: Bins | Extremes) -> Range:
+    """All that was seen, and 0."""
+    return Range(min(float(np.min(seen.low)), 0.0), max(float(np.max(seen.high)), 0.0), "minmax")
 
 
 def percentile(bins: Bins, percent: float) -> Range:
