@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import models
-from tools.bench.quantization import comparison, contestants, tables, tasks
+from tools.bench.quantization import comparison, contestants, tables, targets, tasks
 
 DOCS = models.ROOT / "docs" / "benchmarks.md"
 BEGIN = "<!-- quantization: begin (python -m tools.bench quantization --write-docs) -->"
@@ -52,9 +52,10 @@ def run(options: argparse.Namespace) -> None:
             print(f"{task}: {error}", file=sys.stderr)
         options.json.write_text(json.dumps(found, indent=1))
     ordered = {task: found[task] for task in tasks.MODULES if task in found}
-    print(tables.all_kinds(ordered))
+    text = f"{tables.all_kinds(ordered)}\n\n### Targets\n\n{targets.table(ordered)}"
+    print(text)
     if options.write_docs:
-        DOCS.write_text(between(DOCS.read_text(), tables.all_kinds(ordered)))
+        DOCS.write_text(between(DOCS.read_text(), text))
 
 
 def between(page: str, text: str) -> str:
