@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from graphopt.console.progress import Progress, silent
 from graphopt.errors import DataError, UnsupportedModelError, UsageError, WorkerError
 from graphopt.model import Model
+from graphopt.progress import Progress, silent
 from graphopt.runtime.accumulators import Accumulator, Kind
 from graphopt.runtime.values import Tensor, Value, keep
 from graphopt.runtime.watching import Collected

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from graphopt import registry
-from graphopt.console.progress import Progress, silent
 from graphopt.errors import UsageError
 from graphopt.journal import Rewrite
 from graphopt.pipeline import Pipeline
+from graphopt.progress import Progress, silent
 from graphopt.proof.budget import DEFAULT as DEFAULT_DROP
 from graphopt.proof.budget import Budget
 from graphopt.report import decisions

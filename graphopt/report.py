@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import graph as g
-from graphopt.console.plain import to_json
 from graphopt.errors import DataError, UsageError
 from graphopt.journal import Journal, Refusal, Rewrite
+from graphopt.plain import to_json
 
 if TYPE_CHECKING:
     from graphopt.model import Model

@@ -47,3 +47,10 @@ def test_every_public_name_exists(name: str) -> None:
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = graphopt.nothing
+
+
+def test_only_the_outermost_layer_imports_the_console() -> None:
+    package = Path(graphopt.__file__).parent
+    outside = [path for path in package.rglob("*.py") if path.parent != package / "console"]
+    users = {path.name for path in outside if "graphopt.console" in path.read_text(encoding="utf-8")}
+    assert users == {"__main__.py"}

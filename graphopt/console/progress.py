@@ -6,20 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, Timer
-from typing import Protocol
+
+from graphopt.progress import Progress, silent
 
 _PATIENCE_S = 1.0
-
-
-class Progress(Protocol):
-    """What long work calls: the stage it is in, and how many of its steps are done."""
-
-    def __call__(self, stage: str, done: int | None = None, total: int | None = None) -> None:
-        """Tell the stage; ``done`` of ``total`` steps where they are known."""
-
-
-def silent(stage: str, done: int | None = None, total: int | None = None) -> None:
-    """Progress that nobody watches."""
 
 
 @contextmanager

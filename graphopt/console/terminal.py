@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from graphopt.console.plain import plain, to_json
 from graphopt.console.progress import shown as progress
+from graphopt.plain import plain, to_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphopt.console.progress import Progress, silent
 from graphopt.errors import UnsupportedModelError, WorkerError
 from graphopt.inspection import Inspection
 from graphopt.interface import Interface, Port, differences
 from graphopt.model import Model
+from graphopt.progress import Progress, silent
 from graphopt.proof.measure import Comparison, compare
 from graphopt.proof.verify import Verdict, Verifier
 from graphopt.runtime.values import Tensor

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from graphopt.console.progress import Progress, silent
 from graphopt.errors import DataError
+from graphopt.progress import Progress, silent
 from graphopt.runtime.values import STRING, Tensor, Value
 from graphopt.samples.sampling import Sample, Samples
 

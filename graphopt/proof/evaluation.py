@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.console.progress import Progress, silent
 from graphopt.errors import DataError
+from graphopt.progress import Progress, silent
 from graphopt.proof.accuracy import Score, Tally
 from graphopt.proof.labels import Labels
 from graphopt.proof.references import Outputs, References, opened

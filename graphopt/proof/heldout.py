@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.console.progress import Progress, silent
 from graphopt.errors import DataError, UsageError
+from graphopt.progress import Progress, silent
 from graphopt.proof.digests import Digest, chosen, digests
 from graphopt.proof.labels import Labels
 from graphopt.proof.usermetric import UserMetric

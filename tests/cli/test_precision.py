@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from graphopt.console import precision, summary, terminal
-from graphopt.console.plain import plain, to_json
 from graphopt.errors import UsageError
 from graphopt.options import Options
+from graphopt.plain import plain, to_json
 from graphopt.proof.accuracy import OutputScore, Score
 from graphopt.report import AccuracyReport, LayerReport, Report
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from graphopt.console import summary, units
-from graphopt.console.plain import to_json
 from graphopt.journal import Refusal, Rewrite
+from graphopt.plain import to_json
 from graphopt.report import LeftOut, Report
 
 
