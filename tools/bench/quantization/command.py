@@ -12,7 +12,7 @@ from tools import models
 from tools.bench.quantization import comparison, contestants, tables, targets, tasks
 
 DOCS = models.ROOT / "docs" / "benchmarks.md"
-BEGIN = "<!-- quantization: begin (python -m tools.bench quantization --write-docs) -->"
+BEGIN = "<!-- quantization: begin (python -m tools.bench quantization -w) -->"
 END = "<!-- quantization: end -->"
 
 
@@ -34,7 +34,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--work", type=Path, default=models.cache_folder() / "quantization", metavar="FOLDER")
     parser.add_argument("--reuse", action="store_true", help="take the peers' results of an earlier run")
     parser.add_argument("--json", type=Path, default=Path("quantization.json"), metavar="FILE")
-    parser.add_argument("--write-docs", action="store_true", help="write the tables into docs/benchmarks.md")
+    parser.add_argument(
+        "-w", "--write-docs", action="store_true", help="write the tables into docs/benchmarks.md"
+    )
     parser.set_defaults(run=run)
 
 

@@ -1,8 +1,8 @@
 """Whether graphopt reaches what the comparison asks of it, task by task.
 
 Accuracy: the metric drops at most half as much as the best peer's, or stays within 0.1 of fp32; agreement
-and SQNR are above the best peer's with as large a share of integer multiply-accumulates. Latency: never slower
-than fp32, and how much faster than the fastest contestant of equal or better accuracy, fp32 among them.
+and SQNR are above the best peer's with as large a share of integer multiply-accumulates. Latency: never
+slower than fp32, and how much faster than the fastest contestant of equal or better accuracy, fp32 among them.
 """
 
 from __future__ import annotations
