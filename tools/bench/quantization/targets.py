@@ -2,7 +2,7 @@
 
 Accuracy: the metric drops at most half as much as the best peer's, or stays within 0.1 of fp32; agreement
 and SQNR are above the best peer's with as large a share of integer multiply-accumulates. Latency: never
-slower than fp32, and how much faster than the fastest contestant of equal or better accuracy, fp32 among them.
+slower than fp32, and how much faster than the fastest contestant of equal or better accuracy, fp32 included.
 """
 
 from __future__ import annotations
