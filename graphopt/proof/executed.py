@@ -43,6 +43,9 @@ HEAVY = frozenset(
 )
 """Operators whose time counts as that of a whole fusion."""
 
+ABSORBED = frozenset({"Relu", "Clip"})
+"""Operators that become part of what they follow."""
+
 _REORDER = frozenset({"ReorderInput", "ReorderOutput", "MemcpyFromHost", "MemcpyToHost"})
 # Inserted by the runtime, too: a conversion wherever the model has no such node.
 _LAYOUT = frozenset({"Transpose", "Reshape", "Cast", "Identity"})
@@ -88,6 +91,7 @@ class Executed:
     def units(self, node: ir.Node) -> tuple[str, ...]:
         """What an executed node computes of the model: its heavy nodes, or else the one that it ends with.
 
+        A Relu or Clip behind it does not count.
         Empty for conversions, and for nodes that the runtime made out of nothing that the model has.
         """
         return () if self.converts(node) else self._units(node, set())
@@ -133,7 +137,8 @@ class Executed:
         covered = [found for found in self.covered(node) if found.op_type not in QUANTIZE]
         heavy = [found for found in covered if found.op_type in HEAVY]
         if covered:
-            return tuple(dict.fromkeys(g.output_name(found) for found in heavy or covered[:1]))
+            last = next((found for found in covered if found.op_type not in ABSORBED), covered[0])
+            return tuple(dict.fromkeys(g.output_name(found) for found in heavy or [last]))
         for reader in (use.node for value in node.outputs for use in value.uses()):
             if reader not in seen and (found := self._units(reader, seen | {node})):
                 return found  # a piece of a node that the runtime took apart
