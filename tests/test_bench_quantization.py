@@ -10,10 +10,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tools.bench.quantization import (
-    command,
     comparison,
     contestants,
     macs,
+    pages,
     quality,
     samples,
     settle,
@@ -212,16 +212,17 @@ def test_table_names_what_failed_and_dashes_what_is_unknown():
 
 
 def test_page_keeps_what_is_outside_the_markers():
-    page = f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n"
-    once = command.between(page, "new")
-    assert once == f"before\n{command.BEGIN}\n\nnew\n\n{command.END}\nafter\n"
-    assert command.between(once, "new") == once
+    begin, end = "<!-- part: begin (python -m tools.bench part -w) -->", "<!-- part: end -->"
+    once = pages.replaced(f"before\n{begin}\nold\n{end}\nafter\n", "part", "new")
+    assert once == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
+    assert pages.replaced(once, "part", "new") == once
     with pytest.raises(ValueError, match="markers"):
-        command.between("no markers", "new")
+        pages.replaced("no markers", "part", "new")
 
 
-def test_documentation_has_the_markers():
-    command.between(command.DOCS.read_text(), "")
+@pytest.mark.parametrize("part", ["quantization", "calibration"])
+def test_documentation_has_the_markers(part):
+    assert pages.replaced(pages.DOCS.read_text(), part, "new text").count("new text") == 1
 
 
 def _plan(tmp_path, reuse=False):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tools import models
 from tools.bench import contestants, peers, tables
+from tools.bench.quantization import calibration
 from tools.bench.quantization import command as quantization
 
 
 def main() -> None:
-    """`python -m tools.bench peers` and `quantization`: print a comparison as tables and write it as JSON."""
+    """`python -m tools.bench peers`, `quantization` or `calibration`: compare, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     commands = parser.add_subparsers(required=True)
     compare = commands.add_parser("peers", help="compare graphopt with other optimizers")
@@ -31,6 +32,7 @@ def main() -> None:
     compare.add_argument("--json", type=Path, default=Path("peers.json"), metavar="FILE")
     compare.set_defaults(run=run_peers)
     quantization.add(commands)
+    calibration.add(commands)
     options = parser.parse_args()
     options.run(options)
 

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import models
-from tools.bench.quantization import comparison, contestants, tables, targets, tasks
-
-DOCS = models.ROOT / "docs" / "benchmarks.md"
-BEGIN = "<!-- quantization: begin (python -m tools.bench quantization -w) -->"
-END = "<!-- quantization: end -->"
+from tools.bench.quantization import comparison, contestants, pages, tables, targets, tasks
 
 
 def add(commands: Any) -> None:
@@ -57,17 +53,4 @@ def run(options: argparse.Namespace) -> None:
     text = f"{tables.all_kinds(ordered)}\n\n### Targets\n\n{targets.table(ordered)}"
     print(text)
     if options.write_docs:
-        DOCS.write_text(between(DOCS.read_text(), text))
-
-
-def between(page: str, text: str) -> str:
-    """The page with `text` between its markers.
-
-    Raises:
-        ValueError: it lacks them.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+        pages.write("quantization", text)

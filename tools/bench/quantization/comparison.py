@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools import models
 from tools.bench.process import measure
 from tools.bench.quantization import contestants
 
@@ -85,8 +83,7 @@ def quantize(name: str, model: Path, samples: Path, folder: Path, plan: Plan) ->
             return facts
     result.unlink(missing_ok=True)
     command = contestants.command(name, model, samples, result, plan.peers_python)
-    paths = [str(models.ROOT), os.environ.get("PYTHONPATH", "")]
-    usage = measure(command, plan.limit_s, os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))})
+    usage = measure(command, plan.limit_s, contestants.environment())
     failed = usage.exit_code != 0 or not result.exists()
     facts = {
         "seconds": usage.seconds,

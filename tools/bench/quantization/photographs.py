@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -30,10 +32,11 @@ def photograph(name: str) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def crops(split: str, count: int, width: int, height: int, seed: int) -> list[Image.Image]:
+def crops(split: str, count: int, width: int, height: int, seed: int) -> Iterator[Image.Image]:
     """Drawn parts of the photographs of a split, which others do not show, scaled to one size."""
     rng = np.random.default_rng(seed)
-    return [crop(photograph(NAMES[split][i % len(NAMES[split])]), width, height, rng) for i in range(count)]
+    for _, name in zip(range(count), itertools.cycle(NAMES[split]), strict=False):
+        yield crop(photograph(name), width, height, rng)
 
 
 def crop(image: Image.Image, width: int, height: int, rng: np.random.Generator) -> Image.Image:

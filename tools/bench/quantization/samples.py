@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Feeds = dict[str, NDArray[Any]]
 
 
-def write(samples: Sequence[Feeds], folder: Path) -> None:
+def write(samples: Iterable[Feeds], folder: Path) -> None:
     """Write the samples in order."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.npz"):

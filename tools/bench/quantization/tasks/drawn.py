@@ -5,7 +5,8 @@ He's initialization, and BatchNormalization statistics of the photographs (see `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tools import models
-from tools.bench.quantization import photographs
+from tools.bench.quantization import photographs, samples
 from tools.bench.quantization.settle import settled
 from tools.bench.quantization.task import Array, Example, Feeds, Prediction, Run, Task
 
@@ -44,8 +45,13 @@ class Drawn(Task):
 
     def feeds(self, split: str, count: int) -> list[Feeds]:
         """Pictures under the name of the model's input."""
+        return list(self.stream(split, count))
+
+    def stream(self, split: str, count: int) -> Iterator[Feeds]:
+        """The same, one in memory at a time."""
         (name,) = models.recipes()[self.name].shapes
-        return [{name: pixels(image)} for image in photographs.crops(split, count, SIZE, SIZE, seed=0)]
+        for image in photographs.crops(split, count, SIZE, SIZE, seed=0):
+            yield {name: pixels(image)}
 
     def predict(self, run: Run, example: Example) -> Prediction:
         """Logits [1, classes] and the largest."""
@@ -91,3 +97,14 @@ def pixels(image: Image.Image) -> Array:
 def task(name: str) -> Task:
     """The task of one of the networks."""
     return Drawn(name)
+
+
+def main() -> None:
+    """Write COUNT samples for the network NAME into FOLDER; print the model's path."""
+    name, count, folder = sys.argv[1:]
+    samples.write(Drawn(name).stream("calibration", int(count)), Path(folder))
+    print(Drawn(name).model())
+
+
+if __name__ == "__main__":
+    main()
