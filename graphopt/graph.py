@@ -192,13 +192,18 @@ def is_dead(node: ir.Node) -> bool:
     return not any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
-def dying(root: ir.Node) -> set[ir.Node]:
-    """The nodes that only the root needs, itself included: they go when it goes."""
+def dying(root: ir.Node, spared: ir.Value | None = None) -> set[ir.Node]:
+    """The nodes that only the root needs, itself included: they go when it goes.
+
+    What ``spared`` depends on stays, as that value takes the place of the root's.
+    """
     found = {root}
     stack = [value.producer() for value in root.inputs if value is not None]
     while stack:
         node = stack.pop()
-        if node is not None and node not in found and _needed_only_by(node, found):
+        if node is None or node in found or spared in node.outputs:
+            continue
+        if _needed_only_by(node, found):
             found.add(node)
             stack += [value.producer() for value in node.inputs if value is not None]
     return found

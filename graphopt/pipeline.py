@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,8 +47,14 @@ class Run:
     _shapes: tuple[Model, int, Shapes] | None = None
 
     def keeps(self, node: ir.Node) -> bool:
-        """Whether the user asked to leave this node alone, by its operator type or name."""
-        return bool(self.keep) and (node.op_type in self.keep or node.name in self.keep)
+        """Whether the user wants this node, or one in its subgraphs, left alone: by operator type or name.
+
+        A kept node is neither changed nor removed, nor left without use by a rule.
+        """
+        return bool(self.keep) and any(map(self._names_node, _with_inner(node)))
+
+    def _names_node(self, node: ir.Node) -> bool:
+        return node.op_type in self.keep or node.name in self.keep
 
     def names(self, model: Model) -> g.Names:
         """The names in use; fresh ones are reserved as they are handed out."""
@@ -113,6 +119,12 @@ class Run:
             g.remove(producer)
         elif value.graph is not None:
             del value.graph.initializers[value.name or ""]
+
+
+def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
+    yield node
+    for subgraph in g.subgraphs(node):
+        yield from subgraph.all_nodes()
 
 
 @dataclass(frozen=True)

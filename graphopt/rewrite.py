@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -255,16 +255,18 @@ class Driver:
         match.check_root()
         try:
             match.require(not match.problems, "; ".join(match.problems))
-            self._require_allowed(match)
+            self._require_allowed(match, match.nodes.values())
             new = rule.rewrite(match)
+            if new is not None and self.run.keep:  # what else would go is known only now
+                self._require_allowed(match, g.dying(node, spared=new))
         except (RefusedError, KeyError) as refused:
             self._undo(match)
             self.run.journal.refuse(rule.name, g.label(node), str(refused.args[0]))
             return False
         return new is not None and self._commit(rule, match, new)
 
-    def _require_allowed(self, match: Match) -> None:
-        for node in match.nodes.values():
+    def _require_allowed(self, match: Match, touched: Iterable[ir.Node]) -> None:
+        for node in touched:
             match.require(not self.run.keeps(node), f"{g.label(node)} is to be kept (--keep)")
 
     def _commit(self, rule: Rule, match: Match, new: ir.Value) -> bool:

@@ -204,3 +204,22 @@ def test_an_ir3_model_that_gains_a_weight_becomes_ir4_and_says_so():
     assert model.ir.ir_version == 4
     assert [value.name for value in model.ir.graph.inputs] == ["x"]
     assert any("IR version 3 became 4" in note for note in run.journal.notes)
+
+
+def test_no_rule_leaves_a_kept_node_without_use():
+    @graphopt.rule(op("Exp", any_("x")))
+    def forget(match):
+        return match.constant(np.ones((), np.float32), "one")
+
+    for keep in (frozenset(), frozenset({"Relu"})):
+        model = chain("Relu", "Neg", "Exp", "Sin")
+        run = run_with(keep=keep)
+        Pipeline([forget])(model, run)
+        assert ops_of(model) == (["Relu", "Neg", "Exp", "Sin"] if keep else ["Sin"])
+    assert "'Relu_0' is to be kept (--keep)" in next(iter(run.journal.refusals)).reason
+
+
+def test_a_kept_node_may_become_the_value_of_its_consumers():
+    model = chain("Relu", "Neg", "Neg", "Exp")
+    Pipeline([double_neg])(model, run_with(keep=frozenset({"Relu"})))
+    assert ops_of(model) == ["Relu", "Exp"]

@@ -85,3 +85,15 @@ def test_kept_nodes_and_the_limit_are_respected(worker: Worker) -> None:
     proto = parse("g (float[2] x) => (float[2] y) { a = Neg(x) b = Neg(x) c = Exp(x) y = Abs(x) }")
     model, _ = run_passes(proto, EliminateDeadCode(), worker=worker, keep="Exp", journal=Journal(limit=1))
     assert ops(model) == {"Neg": 1, "Exp": 1, "Abs": 1}
+
+
+def test_control_flow_around_a_kept_node_stays(worker: Worker) -> None:
+    proto = parse(
+        """g (bool c, float[2] x) => (float[2] y)
+        { y = Abs(x)
+          z = If(c) <then_branch = t () => (float[2] p) { p = Exp(x) },
+                     else_branch = e () => (float[2] q) { q = Neg(x) }> }"""
+    )
+    assert ops(run_passes(proto, EliminateDeadCode(), worker=worker, keep="Sin")[0]) == {"Abs": 1}
+    kept, _ = run_passes(proto, EliminateDeadCode(), worker=worker, keep="Exp")
+    assert ops(kept) == {"Abs": 1, "If": 1, "Exp": 1, "Neg": 1}

@@ -438,3 +438,14 @@ def test_one_folded_value_may_be_two_outputs(worker: Worker) -> None:
     model, _ = run_passes(proto, FoldConstants(), worker=worker)
     assert ops(model) == {"Neg": 1}
     assert [value.name for value in model.ir.graph.outputs] == ["y", "z", "y"]
+
+
+def test_a_kept_node_stays_though_what_it_feeds_is_folded(worker: Worker) -> None:
+    proto = parse(
+        """g (float[4] x) => (float[4] y)
+        { a = Constant<value = float[4] {1, 2, 3, 4}>() b = Neg(a) y = Add(x, b) }"""
+    )
+    for keep, stays in (("", False), ("Constant", True)):
+        model, _ = run_passes(proto, FoldConstants(), worker=worker, keep=keep)
+        assert any(node.op_type == "Constant" for node in g.nodes(model.ir)) is stays
+        assert_same(proto, model, X)

@@ -203,3 +203,11 @@ def keep_last_output(proto: onnx.ModelProto) -> None:
     del proto.graph.output[:]
     dims = [f"o{i}" for i in range(rank)]
     proto.graph.output.append(onnx.helper.make_tensor_value_info(name, dtype.value, dims))
+
+
+def test_kept_shapes_stay_in_use(worker: Worker) -> None:
+    proto = parse(graph(f"{DIMS} t = Concat<axis=0>(u0, u1, heads, wide) y = Reshape(x, t)"))
+    model, run = run_passes(proto, SimplifyShapes(), worker=worker, keep="Shape")
+    assert ops(model)["Shape"] == 1
+    assert any("--keep" in refusal.reason for refusal in run.journal.refusals)
+    assert_same(proto, model, {"x": np.ones((2, 3, 384), np.float32)})

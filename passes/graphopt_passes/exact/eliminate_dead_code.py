@@ -51,12 +51,12 @@ def is_unused(initializer: ir.Value) -> bool:
     return not (initializer.uses() or initializer.is_graph_output() or initializer.is_graph_input())
 
 
-def remove_dead(node: ir.Node) -> None:
-    """Remove a node if it is dead, and then whatever only it kept alive."""
+def remove_dead(node: ir.Node, run: Run | None = None) -> None:
+    """Remove a node if it is dead, and then whatever only it kept alive, but nothing that the run keeps."""
     stack = [node]
     while stack:
         dead = stack.pop()
-        if dead.graph is None or not g.is_dead(dead):
+        if dead.graph is None or not g.is_dead(dead) or (run is not None and run.keeps(dead)):
             continue
         inputs = [value for value in (*dead.inputs, *g.captures(dead)) if value is not None]
         g.remove(dead)

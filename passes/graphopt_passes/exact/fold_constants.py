@@ -264,7 +264,7 @@ class _Folding:
             new.type, new.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         if new.producer() is None:
             graph.register_initializer(new)
-        remove_dead(node)
+        remove_dead(node, self.run)
         return True
 
 

@@ -111,7 +111,6 @@ class RebuildVector(Rule):
         removed = shape_pieces.removed(root, runs)
         if sum(run.nodes(shapes, opset) for run in set(runs)) + (len(runs) > 1) >= len(removed):
             return None
-        match.require(not any(map(match.run.keeps, removed)), "a node is to be kept (--keep)")
         return shape_pieces.build(match, runs, vector, opset)
 
 
