@@ -32,7 +32,7 @@ def activations(rng: np.random.Generator, samples: int, channels: int) -> np.nda
 
 def see(x: np.ndarray) -> Seen:
     flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    return Seen(np.abs(flat).max(axis=0), np.square(flat).mean(axis=0))
+    return Seen(flat.min(axis=0), flat.max(axis=0), np.square(flat).mean(axis=0))
 
 
 def matrices(*rows: np.ndarray) -> list[np.ndarray]:
@@ -49,10 +49,10 @@ def int8_error(x: np.ndarray, weights: list[np.ndarray], factor: np.ndarray) -> 
 
 
 @SETTINGS
-@given(st.integers(0, 2**32 - 1), st.sampled_from([16, 64, 200]), st.integers(1, 3))
-def test_smoothing_pays_on_unseen_rows(seed: int, channels: int, readers: int) -> None:
+@given(st.integers(0, 2**32 - 1), st.sampled_from([16, 64, 200]), st.integers(1, 3), st.booleans())
+def test_smoothing_pays_on_unseen_rows(seed: int, channels: int, readers: int, signed: bool) -> None:
     rng = np.random.default_rng(seed)
-    x = activations(rng, 600, channels)
+    x = activations(rng, 600, channels) if signed else np.maximum(activations(rng, 600, channels), 0)
     weights = [rng.standard_normal((32, channels)).astype(np.float32) for _ in range(readers)]
     factor = best_factor(see(x[:300]), matrices(*weights))
     assert factor is not None
@@ -60,19 +60,21 @@ def test_smoothing_pays_on_unseen_rows(seed: int, channels: int, readers: int) -
 
 
 @SETTINGS
-@given(st.integers(0, 2**32 - 1))
-def test_the_expected_error_is_the_simulated_one(seed: int) -> None:
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_the_expected_error_is_the_simulated_one(seed: int, signed: bool) -> None:
     rng = np.random.default_rng(seed)
     x = activations(rng, 2000, 48)
+    x = x if signed else np.maximum(x, 0)
     weights = [rng.standard_normal((16, 48)).astype(np.float32) for _ in range(2)]
     for factor in (np.ones(48), np.sqrt(np.abs(x).max(axis=0))):
         ratio = expected_error(see(x), matrices(*weights), factor) / int8_error(x, weights, factor)
-        assert 0.6 < ratio < 1.7
+        # Rounding leaves the zeros behind a Relu as they are, half of all; the estimate does not know them.
+        assert 0.6 < ratio < (1.7 if signed else 2.4)
 
 
 def test_even_channels_are_left_alone() -> None:
     w = np.random.default_rng(3).standard_normal((16, 32)).astype(np.float32)
-    assert best_factor(Seen(np.ones(32), np.full(32, 1 / 3)), matrices(w)) is None
+    assert best_factor(Seen(-np.ones(32), np.ones(32), np.full(32, 1 / 3)), matrices(w)) is None
 
 
 def test_channels_that_are_dead_are_not_touched() -> None:
@@ -224,7 +226,7 @@ def test_refusals(worker: Worker, body: str, reason: str) -> None:
     extra = ", float[i2,j2] z" if " z = " in body else ""
     proto = parse(f"g (float[4,4] x) => (float[i,j] y{extra}) {CONSTANTS} {{ {body} }}")
     model, run = Model.of(proto), Run(CPU, worker)
-    seen = Seen(np.array([1.0, 1, 1, 90]), np.array([0.3, 0.3, 0.3, 2000]))
+    seen = Seen(-np.ones(4), np.array([1.0, 1, 1, 90]), np.array([0.3, 0.3, 0.3, 2000]))
     before = serialized(model)
     assert smooth(model, run, {"h": seen}) == {}
     assert any(reason in refusal.reason for refusal in run.journal.refusals), run.journal.refusals
@@ -235,6 +237,7 @@ def test_a_rewrite_that_is_not_admitted_leaves_the_model(worker: Worker) -> None
     proto = block("layer", np.random.default_rng(7))
     model = Model.of(proto)
     before = serialized(model)
-    seen = Seen(np.where(np.arange(32) == 5, 100.0, 1.0), np.where(np.arange(32) == 5, 2000.0, 0.3))
+    large = np.where(np.arange(32) == 5, 100.0, 1.0)
+    seen = Seen(-large, large, large**2 / 5)
     assert smooth(model, Run(CPU, worker, Journal(limit=0)), {"h": seen}) == {}
     assert serialized(model) == before

@@ -12,9 +12,9 @@ chains of :mod:`equalize <graphopt_passes.quantize.equalize>`): then 1/s goes in
 own scales take it up. So with scales per channel this is equalization by what was seen, not by weights.
 
 How far to go, α, is chosen by the error that is to be expected at the readers' outputs, with weights as they
-will be rounded and activations rounded on a step Δ, of error Δ²/12:
+will be rounded and activations rounded on a step Δ, of error Δ²/12 but no larger than they are:
 
-    Σₙ Σₖ E(x̂ₖ²)·Δwₙₖ² + Δ²/12·ŵₙₖ²     x̂ = x/s, ŵ = s·w
+    Σₙ Σₖ E(x̂ₖ²)·Δwₙₖ² + min(Δ²/12, E(x̂ₖ²))·ŵₙₖ²     x̂ = x/s, ŵ = s·w
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Doubles = NDArray[np.float64]
 NAME = "smooth-activations"
 ALPHAS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 _WORTH = 0.9  # part of the error that must be left at most
-_LEVELS = 255  # steps of an activation between −max|x| and max|x|
+_LEVELS = 255  # steps of an activation between its least and its largest number
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,29 @@ class Seen:
     """What calibration saw of a value, channel by channel: along its last axis, or axis 1 before a Conv.
 
     Attributes:
-        largest: max |x|, [channels].
+        low: min x, [channels].
+        high: max x, [channels].
         energy: mean of x², [channels].
     """
 
-    largest: Array
+    low: Array
+    high: Array
     energy: Array
+
+    @property
+    def largest(self) -> Doubles:
+        """max |x|, [channels]."""
+        return np.maximum(np.abs(np.asarray(self.low, np.float64)), np.abs(np.asarray(self.high, np.float64)))
 
     def of(self, channels: int) -> Seen:
         """The same of this many channels, of which each had several neighbours before a Flatten."""
-        largest = np.asarray(self.largest, np.float64).reshape(channels, -1).max(axis=1)
-        return Seen(largest, np.asarray(self.energy, np.float64).reshape(channels, -1).mean(axis=1))
+        low, high, energy = (np.reshape(x, (channels, -1)) for x in (self.low, self.high, self.energy))
+        return Seen(low.min(axis=1), high.max(axis=1), energy.mean(axis=1))
+
+    def step(self, factor: Doubles) -> float:
+        """The step of a grid that holds 0 and all x/s."""
+        low, high = (self.low / factor).min(initial=0.0), (self.high / factor).max(initial=0.0)
+        return float(high - low) / _LEVELS
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,8 @@ def smooth(
     """Smooth every value that was seen and can be, where that lowers the expected error by a tenth.
 
     The model is changed in place. What was seen of a smoothed value is no longer true: this is done once.
+    Smoothed channels all reach near the ends of the range, so with few rows of data more of them saturate on
+    unseen ones than before: leave some room in the range, or check on held-out data, value by value.
 
     Returns:
         The name of each value that changed → what its channels were divided by, float64 [channels].
@@ -102,7 +116,7 @@ def best_factor(seen: Seen, weights: Sequence[Array], alphas: Sequence[float] = 
         alphas: to try, from 0 (all is left in the activations) to 1 (all moves into the weights).
     """
     sizes = np.max([np.abs(w).max(axis=(1, 3)).ravel() for w in weights], axis=0).astype(np.float64)
-    found = [_factor(np.asarray(seen.largest, np.float64), sizes, alpha) for alpha in alphas]
+    found = [_factor(seen.largest, sizes, alpha) for alpha in alphas]
     errors = [expected_error(seen, weights, factor) for factor in found]
     best = int(np.argmin(errors))
     worth = errors[best] < _WORTH * expected_error(seen, weights, np.ones(sizes.size))
@@ -111,15 +125,15 @@ def best_factor(seen: Seen, weights: Sequence[Array], alphas: Sequence[float] = 
 
 def expected_error(seen: Seen, weights: Sequence[Array], factor: Doubles) -> float:
     """The expected squared error of all outputs at one position, once x/s and s·W are int8."""
-    step = 2 * float((seen.largest / factor).max(initial=0.0)) / _LEVELS
     energy = np.asarray(seen.energy, np.float64) / factor**2
+    noise = np.minimum(seen.step(factor) ** 2 / 12, energy)  # what is below the step becomes 0
     total = 0.0
     for w in weights:
         scaled = (w * factor.reshape(len(w), 1, -1, 1)).astype(np.float32)
         rows = scaled.reshape(scaled.shape[0] * scaled.shape[1], -1)
         wrong = (rounded(rows, 0).real() - rows).reshape(scaled.shape)
         total += float(np.square(wrong).sum(axis=(1, 3), dtype=np.float64).ravel() @ energy)
-        total += step**2 / 12 * float(np.square(rows).sum(dtype=np.float64))
+        total += float(np.square(scaled).sum(axis=(1, 3), dtype=np.float64).ravel() @ noise)
     return total
 
 
