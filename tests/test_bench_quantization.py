@@ -226,7 +226,7 @@ def test_documentation_has_the_markers(part):
 
 
 def _plan(tmp_path, reuse=False):
-    return comparison.Plan(["ORT default"], sys.executable, tmp_path, 60, 0.1, reuse)
+    return comparison.Plan(["ORT default"], sys.executable, tmp_path, 60, 10**10, 0.1, reuse)
 
 
 def test_failed_contestant_is_recorded_with_its_last_line(tmp_path, monkeypatch):

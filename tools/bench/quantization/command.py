@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter with the peers installed")
     parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="for one quantization")
+    parser.add_argument("--memory", type=float, default=12, metavar="GB", help="for one quantization")
     parser.add_argument("--latency", type=float, default=2, metavar="SECONDS", help="for one measurement")
     parser.add_argument("--work", type=Path, default=models.cache_folder() / "quantization", metavar="FOLDER")
     parser.add_argument("--reuse", action="store_true", help="take the peers' results of an earlier run")
@@ -40,7 +41,13 @@ def run(options: argparse.Namespace) -> None:
     """Compare task by task; the JSON file keeps the tasks of earlier runs that are not run again."""
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
     plan = comparison.Plan(
-        options.contestants, options.peers_python, options.work, options.limit, options.latency, options.reuse
+        contestants=options.contestants,
+        peers_python=options.peers_python,
+        work=options.work,
+        limit_s=options.limit,
+        limit_bytes=int(options.memory * 1e9),
+        seconds=options.latency,
+        reuse=options.reuse,
     )
     for task in options.tasks:
         print(task, file=sys.stderr)

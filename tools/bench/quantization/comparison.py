@@ -33,6 +33,7 @@ class Plan:
         peers_python: interpreter with onnxruntime and nncf in which the peers run.
         work: folder for samples and results.
         limit_s: time limit of one quantization.
+        limit_bytes: data memory of one quantization, so that a greedy one fails and not the machine.
         seconds: time for one measurement of latency.
         reuse: take a peer's result that an earlier run made of the same model and samples.
     """
@@ -41,6 +42,7 @@ class Plan:
     peers_python: str
     work: Path
     limit_s: float
+    limit_bytes: int
     seconds: float
     reuse: bool
 
@@ -83,7 +85,8 @@ def quantize(name: str, model: Path, samples: Path, folder: Path, plan: Plan) ->
             return facts
     result.unlink(missing_ok=True)
     command = contestants.command(name, model, samples, result, plan.peers_python)
-    usage = measure(command, plan.limit_s, contestants.environment())
+    limited = ["prlimit", f"--data={plan.limit_bytes}", *command]
+    usage = measure(limited, plan.limit_s, contestants.environment())
     failed = usage.exit_code != 0 or not result.exists()
     facts = {
         "seconds": usage.seconds,
