@@ -111,6 +111,19 @@ def test_integer_kernels_belong_to_the_nodes_between_q_and_dq(worker):
     assert found.unattributed == 0
 
 
+def test_what_the_runtime_left_as_it_was_keeps_its_time(worker):
+    """Of two equal Convs it runs one; that is no reason to take the Concat behind them for a Conv."""
+    found = _profile(
+        worker,
+        f"""g (float[1,16,12,12] x) => (float[1,32,12,12] y) <float[16,16,1,1] w = {WEIGHT}> {{
+            a = Conv(x, w)  b = Relu(a)  c = Conv(x, w)  d = Relu(c)  y = Concat<axis = 1>(b, d) }}""",
+        IMAGE,
+    )
+    assert "y" in found.units
+    assert len({"a", "c"} & set(found.units)) == 1
+    assert found.unattributed == 0
+
+
 def test_bodies_of_loops_are_told(worker):
     found = _profile(
         worker,

@@ -113,7 +113,7 @@ class Executed:
         """Whether an executed node changes how a value is stored, and nothing else."""
         if node.op_type in QUANTIZE or node.op_type in _REORDER:
             return True
-        return node.op_type in _LAYOUT and not any(end.op_type == node.op_type for end in self._ends(node))
+        return node.op_type in _LAYOUT and all(found.op_type != node.op_type for found in self.covered(node))
 
     def converted(self, node: ir.Node) -> str | None:
         """The model's value that a conversion stores anew, before any quantization."""
@@ -134,7 +134,8 @@ class Executed:
         return None
 
     def _units(self, node: ir.Node, seen: set[ir.Node]) -> tuple[str, ...]:
-        covered = [found for found in self.covered(node) if found.op_type not in QUANTIZE]
+        unchanged = [end for end in self._ends(node) if end.op_type == node.op_type]
+        covered = unchanged or [found for found in self.covered(node) if found.op_type not in QUANTIZE]
         heavy = [found for found in covered if found.op_type in HEAVY]
         if covered:
             last = next((found for found in covered if found.op_type not in ABSORBED), covered[0])

@@ -128,6 +128,19 @@ def test_floats_between_integers_are_no_problem(worker):
     assert found.fused == {"one", "two"}
 
 
+def test_movers_on_integers_are_fused(worker):
+    b = Builder()
+    y = b.quantize(b.op("Conv", image(b), b.weight(16, 16, 1, 1), out="conv"))
+    y = b.quantize(b.op("Reshape", y, b.constant(np.int64([1, 2, 8, 64])), out="split"))
+    y = b.quantize(b.op("Transpose", y, out="shuffle", perm=[0, 2, 1, 3]))
+    y = b.quantize(b.op("Reshape", y, b.constant(np.int64([1, 16, 8, 8])), out="join"))
+    b.op("Neg", b.quantize(b.op("Conv", y, b.weight(16, 16, 1, 1), out="next")), out="out")
+    b.give("out")
+    found = run(worker, b)
+    assert found.green
+    assert found.fused == {"conv", "split", "shuffle", "join", "next"}
+
+
 def test_who_asks_for_the_shape_of_integers_computes_on_none(worker):
     b = Builder()
     x = b.quantize(b.op("Tanh", b.input("n", 16, 8, 8)))
