@@ -16,12 +16,14 @@ from tools.bench.quantization import (
     pages,
     quality,
     samples,
+    scoring,
     settle,
     tables,
     targets,
     tasks,
 )
 from tools.bench.quantization.task import Example, Prediction, Task, equal
+from tools.bench.quantization.tasks import files, speech
 
 
 class Parity(Task):
@@ -75,6 +77,51 @@ def test_samples_of_different_shapes_come_back_in_order(tmp_path):
     assert [one["x"].shape for one in back] == [(1, 3), (1, 1), (1, 2)]
     assert [int(one["n"]) for one in back] == [3, 1, 2]
     assert back[0]["x"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"),
+    [([1, 1, 2], "ab"), ([1, 0, 1], "aa"), ([0, 0], ""), ([0, 2, 2, 0, 3, 3, 3], "bc"), ([], "")],
+)
+def test_repetitions_are_merged_unless_a_blank_parts_them(indices, text):
+    assert scoring.decode(np.array(indices, np.int64), ["", "a", "b", "c"]) == text
+
+
+def test_rank_correlation_ignores_scale_and_shares_ranks():
+    values = np.array([3.0, 1.0, 2.0, 2.0])
+    assert scoring.ranks(values).tolist() == [4, 1, 2.5, 2.5]
+    assert scoring.spearman(values, np.exp(values)) == pytest.approx(1)
+    assert scoring.spearman(values, -values) == pytest.approx(-1)
+
+
+def test_intersection_over_union():
+    a, b = np.array([True, True, False, False]), np.array([True, False, True, False])
+    assert scoring.intersection_over_union(a, b) == pytest.approx(100 / 3)
+    assert scoring.intersection_over_union(a & ~a, b & ~b) == 100
+
+
+def test_features_of_a_file_are_its_ends_without_white_space(tmp_path):
+    (tmp_path / "short").write_bytes(b"\n\n abc \n")
+    short = files.features(tmp_path / "short")
+    assert short.dtype == np.int32 and short.shape == (2048,)
+    assert bytes(short[:4].astype(np.uint8)) == b"abc " and short[6] == files.PADDING
+    assert bytes(short[-3:].astype(np.uint8)) == b"abc" and short[-7] == files.PADDING
+    (tmp_path / "long").write_bytes(bytes(range(256)) * 64)
+    long = files.features(tmp_path / "long")
+    assert long[:3].tolist() == [0, 1, 2] and long[-1] == 255
+
+
+def test_state_of_a_frame_is_fed_to_the_next():
+    seen = []
+
+    def run(feeds):
+        seen.append(float(feeds["state"][0, 0, 0]))
+        return [np.array([[0.6 if len(seen) > 1 else 0.4]]), feeds["state"] + 1]
+
+    sound = np.zeros(speech.CONTEXT + 3 * speech.FRAME, np.float32)
+    prediction = speech.task("silero_vad").predict(run, Example({"sound": sound}))
+    assert seen == [0, 1, 2]
+    assert prediction.answers.tolist() == [False, True, True]
 
 
 def _event(kind, inputs, output, name="n_kernel_time"):

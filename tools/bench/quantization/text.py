@@ -84,9 +84,3 @@ def pixels(image: Image.Image) -> NDArray[np.float32]:
     """A picture as PP-OCR takes it: blue first, float32 [1, 3, h, w] in -1…1."""
     array = np.asarray(image.convert("RGB"), np.float32)[:, :, ::-1] / np.float32(127.5) - 1
     return np.ascontiguousarray(array.transpose(2, 0, 1)[None])
-
-
-def decode(indices: NDArray[np.int64], characters: list[str]) -> str:
-    """Greedy decoding of CTC (connectionist temporal classification, Graves et al., 2006); 0 is the blank."""
-    kept = [b for a, b in zip([0, *indices[:-1]], indices, strict=True) if b != a and b]
-    return "".join(characters[index] for index in kept)

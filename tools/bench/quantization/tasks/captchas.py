@@ -13,7 +13,7 @@ from captcha.image import ImageCaptcha
 from PIL import Image
 
 from tools import models
-from tools.bench.quantization import text
+from tools.bench.quantization.scoring import decode
 from tools.bench.quantization.task import Array, Example, Feeds, Prediction, Run, Task
 
 HEIGHT = 64
@@ -38,7 +38,7 @@ class Captchas(Task):
     def predict(self, run: Run, example: Example) -> Prediction:
         """Logits [steps, 1, characters], and the text that they spell."""
         values = run(example.feeds)[0]
-        found = text.decode(values.reshape(-1, values.shape[-1]).argmax(-1), self.characters)
+        found = decode(values.reshape(-1, values.shape[-1]).argmax(-1), self.characters)
         return Prediction(values, np.array([found]))
 
     @cached_property

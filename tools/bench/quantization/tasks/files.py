@@ -57,7 +57,7 @@ class Files(Task):
 
     @cached_property
     def found(self) -> list[tuple[Path, str]]:
-        """Files and their kinds, in an order drawn from a seed."""
+        """Files and their kinds, in an order drawn from a seed; the model can tell any two apart."""
         by_kind: dict[str, list[Path]] = defaultdict(list)
         for file in sorted(walk()):
             kind = self.extensions.get(file.suffix[1:])
@@ -65,7 +65,9 @@ class Files(Task):
                 by_kind[kind].append(file)
         rng = np.random.default_rng(0)
         chosen = [(file, kind) for kind, files in by_kind.items() for file in some(files, rng)]
-        return [chosen[index] for index in rng.permutation(len(chosen))]
+        different = {features(file).tobytes(): (file, kind) for file, kind in chosen}  # no copies
+        pairs = list(different.values())
+        return [pairs[index] for index in rng.permutation(len(pairs))]
 
     @cached_property
     def kinds(self) -> list[str]:

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 
 from tools import models
 from tools.bench.quantization import text
-from tools.bench.quantization.task import Array, Example, Feeds, Prediction, Run, Task
+from tools.bench.quantization.scoring import spearman
+from tools.bench.quantization.task import Example, Feeds, Prediction, Run, Task
 
 LONGEST = 128  # tokens
 WORDSIM = "gensim/test/test_data/wordsim353.tsv"
@@ -87,18 +88,6 @@ def wordsim() -> list[tuple[str, str, float]]:
     content = models.extract(models.archive(models.package("gensim")), WORDSIM).decode()
     rows = [row.split("\t") for row in content.splitlines() if row.strip() and not row.startswith("#")]
     return [(first, second, float(score)) for first, second, score in rows]
-
-
-def spearman(found: Array, expected: Array) -> float:
-    """Rank correlation; equal values share their mean rank."""
-    return float(np.corrcoef(ranks(found), ranks(expected))[0, 1])
-
-
-def ranks(values: Array) -> Array:
-    """Rank of each value, the mean rank among equals."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
 
 
 def task(name: str) -> Task:

@@ -10,6 +10,7 @@ import onnx
 from PIL import Image
 
 from tools.bench.quantization import text
+from tools.bench.quantization.scoring import decode
 from tools.bench.quantization.task import Example, Feeds, Prediction, Run, Task, repeated
 
 HEIGHT = 48
@@ -40,7 +41,7 @@ class TextLines(Task):
     def predict(self, run: Run, example: Example) -> Prediction:
         """Probabilities [1, steps, characters], and the line that they spell."""
         values = run(example.feeds)[0]
-        return Prediction(values, np.array([text.decode(values[0].argmax(-1), self.characters).strip()]))
+        return Prediction(values, np.array([decode(values[0].argmax(-1), self.characters).strip()]))
 
     @cached_property
     def characters(self) -> list[str]:

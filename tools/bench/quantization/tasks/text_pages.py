@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tools.bench.quantization import photographs, text
+from tools.bench.quantization.scoring import intersection_over_union
 from tools.bench.quantization.task import Example, Feeds, Prediction, Run, Task, repeated
 
 SIZES = [(640, 480), (480, 640), (512, 512), (736, 416)]
@@ -43,7 +44,7 @@ class TextPages(Task):
         """Intersection over union, over all pages."""
         expected = np.concatenate([one.answers for one in reference])
         answered = np.concatenate([one.answers for one in found])
-        return 100 * float((expected & answered).sum() / max((expected | answered).sum(), 1))
+        return intersection_over_union(answered, expected)
 
 
 def pages(split: str, count: int, seed: int) -> list[Feeds]:
