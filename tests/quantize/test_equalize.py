@@ -15,6 +15,7 @@ from graphopt.pipeline import Pipeline, Run
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
 from graphopt_passes.quantize.equalize import EqualizeChannels, equalize
+from graphopt_passes.quantize.layers import Layer
 from graphopt_passes.quantize.weights import on_scales
 from tests.passes.linear_cases import Case
 from tests.support import compute, ops, parse, run_passes, serialized
@@ -270,6 +271,23 @@ def test_the_factors_are_those_of_the_tensors_between(worker: Worker) -> None:
     old, new = compute(proto, feeds), compute(after, feeds)
     for name, before, now in zip(("a", "c"), old[1:], new[1:], strict=True):
         np.testing.assert_allclose(now * factors[name].reshape(1, -1, 1, 1), before, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("group", "turned"), [(1, False), (3, False), (1, True)])
+def test_magnitudes_are_found_block_by_block(
+    monkeypatch: pytest.MonkeyPatch, group: int, turned: bool
+) -> None:
+    monkeypatch.setattr("graphopt_passes.quantize.layers._BLOCK", 20)
+    w = np.random.default_rng(5).standard_normal((5, 7) if turned else (6, 4, 3, 1)).astype(np.float32)
+    case = Case()
+    attributes = {} if turned else {"group": group}
+    case.add("MatMul" if turned else "Conv", ["x", case.constant("w", w)], "y", **attributes)
+    proto = case.model(np.zeros((1, 5) if turned else (1, 4 * group, 9, 9), np.float32), "y")
+    layer = Layer.of(Model.of(proto).ir.graph.node(0))
+    whole = np.abs(w).T[None] if turned else np.abs(w).max(axis=(2, 3)).reshape(group, 6 // group, 4)
+    np.testing.assert_array_equal(layer.magnitudes(), whole)
+    np.testing.assert_array_equal(layer.magnitudes(inputs=False), whole.max(axis=2, keepdims=True))
+    np.testing.assert_array_equal(layer.magnitudes(channels=False), whole.max(axis=1, keepdims=True))
 
 
 REAL = {"ppocr_cls": (1, 3, 48, 192), "shufflenet": (1, 3, 224, 224), "ppocrv4_det": (1, 3, 64, 96)}

@@ -65,8 +65,8 @@ def equalize(model: Model, run: Run) -> dict[str, Doubles]:
 class _Ranges:
     """The ranges of a layer's weights while the factors of its channels change."""
 
-    def __init__(self, layer: Layer) -> None:
-        self.table = layer.magnitudes()
+    def __init__(self, table: Doubles) -> None:
+        self.table = table  # [groups, channels/groups, inputs/groups], 1 where a side takes part in no chain
 
     def channels(self) -> Doubles:
         return np.asarray(self.table.max(axis=2, initial=0.0).ravel())
@@ -83,16 +83,20 @@ class _Ranges:
 
 def _swept(chains: list[Chain]) -> list[Doubles]:
     """The factors of all chains once nothing moves any more."""
-    ranges = {node: _Ranges(layer) for node, layer in _layers(chains).items()}
+    first, second = ({chain.first.node for chain in chains}, {chain.second.node for chain in chains})
+    ranges = {
+        node: _Ranges(layer.magnitudes(channels=node in first, inputs=node in second))
+        for node, layer in _layers(chains).items()
+    }
     biases = [chain.bias() for chain in chains]
     factors = [np.ones(chain.first.channels) for chain in chains]
     for _ in range(_SWEEPS):
         moved = 0.0
         for index, chain in enumerate(chains):
-            first, second = ranges[chain.first.node], ranges[chain.second.node]
-            step = _step(first.channels(), second.inputs(), biases[index])
-            first.divide_channels(step)
-            second.multiply_inputs(step)
+            before, after = ranges[chain.first.node], ranges[chain.second.node]
+            step = _step(before.channels(), after.inputs(), biases[index])
+            before.divide_channels(step)
+            after.multiply_inputs(step)
             biases[index] /= step
             factors[index] *= step
             moved = max(moved, float(np.abs(np.log2(step)).max(initial=0.0)))

@@ -6,6 +6,7 @@ Steps that move scales between neighbours (:mod:`equalize <graphopt_passes.quant
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from graphopt.rewrite import RefusedError
 from graphopt_passes.quantize.scheme import Array
 
 LINEAR = ("Conv", "Gemm", "MatMul")
+_BLOCK = 1 << 20  # elements
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
@@ -72,11 +74,16 @@ class Layer:
         stored = weight.T if turned else weight
         return stored.reshape(self.groups, self.channels // self.groups, self.inputs // self.groups, -1)
 
-    def magnitudes(self) -> NDArray[np.float64]:
-        """The largest |w| between each two channels, [groups, channels/groups, inputs/groups]."""
+    def magnitudes(self, channels: bool = True, inputs: bool = True) -> NDArray[np.float64]:
+        """The largest |w| between each two channels, [groups, channels/groups, inputs/groups].
+
+        Args:
+            channels: else the largest of all channels of a group, [groups, 1, …].
+            inputs: else the largest of all inputs of a group, [groups, …, 1].
+        """
         view = self.matrices(self.weight())
-        largest = np.maximum(view.max(axis=3, initial=0.0), -view.min(axis=3, initial=0.0))
-        return np.asarray(largest, np.float64)
+        parts = [_largest(part, channels, inputs) for part in blocks(view)]
+        return np.concatenate(parts, axis=1) if channels else np.maximum.reduce(parts)
 
     def scale(self, model: Model, run: Run, channels: Array, inputs: Array) -> None:
         """Multiply the weight by a factor per channel and one per input channel; no bias is touched."""
@@ -85,6 +92,19 @@ class Layer:
         factors = channels.reshape(self.groups, -1, 1, 1) * inputs.reshape(self.groups, 1, -1, 1)
         np.multiply(self.matrices(weight), factors, out=self.matrices(scaled), casting="same_kind")
         replace_constant(model, run, self.node, 1, scaled)
+
+
+def blocks(matrices: Array) -> Iterator[Array]:
+    """Views of some channels at a time, so that a huge weight is never copied as a whole."""
+    columns = max(matrices.size // max(matrices.shape[1], 1), 1)
+    step = max(_BLOCK // columns, 1)
+    for start in range(0, matrices.shape[1], step):
+        yield matrices[:, start : start + step]
+
+
+def _largest(part: Array, channels: bool, inputs: bool) -> NDArray[np.float64]:
+    axes = (*([] if channels else [1]), *([] if inputs else [2]))
+    return np.asarray(np.abs(part).max(axis=3).max(axis=axes, keepdims=True), np.float64)
 
 
 def own_constant(node: ir.Node, index: int) -> ir.TensorProtocol:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt_passes.quantize.chains import Shift, find_chains
-from graphopt_passes.quantize.layers import Layer
+from graphopt_passes.quantize.layers import Layer, blocks
 from graphopt_passes.quantize.norms import find_norms
 from graphopt_passes.quantize.scheme import Array
 from graphopt_passes.quantize.weights import rounded
@@ -115,8 +115,8 @@ def best_factor(seen: Seen, weights: Sequence[Array], alphas: Sequence[float] = 
         weights: of all that read it, each as [groups, channels/groups, inputs/groups, elements].
         alphas: to try, from 0 (all is left in the activations) to 1 (all moves into the weights).
     """
-    sizes = np.max([np.abs(w).max(axis=(1, 3)).ravel() for w in weights], axis=0).astype(np.float64)
-    found = [_factor(seen.largest, sizes, alpha) for alpha in alphas]
+    sizes = np.max([np.abs(b).max(axis=(1, 3)).ravel() for w in weights for b in blocks(w)], axis=0)
+    found = [_factor(seen.largest, sizes.astype(np.float64), alpha) for alpha in alphas]
     errors = [expected_error(seen, weights, factor) for factor in found]
     best = int(np.argmin(errors))
     worth = errors[best] < _WORTH * expected_error(seen, weights, np.ones(sizes.size))
@@ -128,7 +128,7 @@ def expected_error(seen: Seen, weights: Sequence[Array], factor: Doubles) -> flo
     energy = np.asarray(seen.energy, np.float64) / factor**2
     noise = np.minimum(seen.step(factor) ** 2 / 12, energy)  # what is below the step becomes 0
     total = 0.0
-    for w in weights:
+    for w in (block for whole in weights for block in blocks(whole)):
         scaled = (w * factor.reshape(len(w), 1, -1, 1)).astype(np.float32)
         rows = scaled.reshape(scaled.shape[0] * scaled.shape[1], -1)
         wrong = (rounded(rows, 0).real() - rows).reshape(scaled.shape)
