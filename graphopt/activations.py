@@ -22,7 +22,7 @@ from graphopt.runtime.values import Tensor, Value, keep
 from graphopt.runtime.watching import Collected
 from graphopt.runtime.worker import Session, Worker
 from graphopt.samples.inputs import check, inputs_of
-from graphopt.tapping import Tapper, Untappable, elements
+from graphopt.tapping import Tapper, Untappable, elements, without_numbers
 from graphopt.target import CPU, Level, Target
 
 MEMORY = 512 << 20
@@ -190,8 +190,11 @@ class _Run:
         """Bytes of each value in the largest of the first samples, and why others cannot be watched."""
         clone = self.model.clone()
         tapper = Tapper(clone.ir)
-        headers, absent = {}, {}
-        for name in self.wanted:
+        headers, absent = (
+            {},
+            {name: why for name, why in without_numbers(clone).items() if name in self.wanted},
+        )
+        for name in [name for name in self.wanted if name not in absent]:
             try:
                 headers[name] = tapper.measure(name)
             except Untappable as error:

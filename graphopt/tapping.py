@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from graphopt import graph as g
+from graphopt.model import Model
 from graphopt.runtime.values import Tensor, Value
 from graphopt.runtime.watching import Tap
 
@@ -88,10 +90,6 @@ class Tapper:
             raise Untappable(
                 "it lies in a function, which may be called from several places; inline it first"
             )
-        if place.value.type is not None and not isinstance(place.value.type, ir.TensorType):
-            raise Untappable("it is no tensor")
-        if place.value.dtype == ir.DataType.STRING:
-            raise Untappable("it holds strings")
         return place
 
     def _output(self, value: ir.Value) -> str:
@@ -217,6 +215,27 @@ class Tapper:
     def _value(self, dtype: ir.DataType | None) -> ir.Value:
         assert dtype is not None
         return ir.Value(name=self._names.fresh("tap"), type=ir.TensorType(dtype))
+
+
+def without_numbers(model: Model) -> dict[str, str]:
+    """The values that are no tensors of numbers, and what they are instead, as far as ONNX can infer it."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model.skeleton())
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return {}
+    found: dict[str, str] = {}
+    graphs = [inferred.graph]
+    for graph in graphs:  # grows
+        graphs += [
+            inner for node in graph.node for a in node.attribute for inner in (a.g, *a.graphs) if inner.node
+        ]
+        for info in (*graph.input, *graph.value_info, *graph.output):
+            kind = info.type.WhichOneof("value")
+            if kind == "tensor_type" and info.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+                found[info.name] = "it holds strings"
+            elif kind not in (None, "tensor_type"):
+                found[info.name] = "it is no tensor"
+    return found
 
 
 def elements(header: Value) -> int:

@@ -188,10 +188,11 @@ class Bins:
     def _move(self, first: int, width: float) -> None:
         if (first, width) == (self.first, self.width):
             return
-        factor = round(width / self.width) if self.width else 1
+        ratio = self.width / width  # a power of two, so that products are exact
         used = np.flatnonzero(self.counts)
         counts = np.zeros_like(self.counts)
-        np.add.at(counts, (self.first + used) // factor - first, self.counts[used])
+        place = np.floor((self.first + used) * ratio).astype(np.int64) - first
+        np.add.at(counts, place, self.counts[used])
         self.counts, self.first, self.width = counts, first, width
 
 
