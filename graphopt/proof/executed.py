@@ -68,7 +68,7 @@ class Executed:
         """Load the model into ONNX Runtime and read back what that runs.
 
         Raises:
-            WorkerError: ONNX Runtime does not load it.
+            WorkerError: ONNX Runtime does not load it, or runs it in a form that it cannot write (TensorRT).
         """
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
             return cls.of_file(
