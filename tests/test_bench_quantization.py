@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from tools.bench.quantization import (
     comparison,
     contestants,
+    judge,
     macs,
     pages,
     quality,
@@ -170,6 +171,34 @@ def test_profile_of_a_real_run_counts_what_the_graph_says(tmp_path):
     np.savez(tmp_path / "s.npz", x=np.zeros((2, 3), np.float32))
     for optimized in (True, False):
         assert macs.count(macs.profile(str(tmp_path / "m"), tmp_path / "s.npz", optimized)) == {"MatMul": 24}
+
+
+def _doubling(path):
+    ends = [helper.make_tensor_value_info(name, 1, ["n", 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_judge_rates_what_runs_and_says_what_does_not(tmp_path, monkeypatch):
+    _doubling(tmp_path / "m.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    task = Parity()
+    monkeypatch.setattr(Parity, "model", lambda self: tmp_path / "m.onnx")
+    monkeypatch.setattr(tasks, "load", lambda name: task)
+    about = judge.prepare({"prepare": "parity", "samples": str(tmp_path / "samples")})
+    assert about["calibration"] == 1 and about["metric"] == "right, %"
+    models = {"same": str(tmp_path / "m.onnx"), "broken": str(tmp_path / "broken.onnx")}
+    request = {"task": "parity", "samples": str(tmp_path / "samples"), "models": models, "seconds": 0.02}
+    facts = judge.judge(request)
+    assert facts["fp32"] == {"metric": pytest.approx(200 / 3)}
+    assert facts["same"]["metric"] == facts["fp32"]["metric"]
+    assert (facts["same"]["agreement"], facts["same"]["sqnr"], facts["same"]["integer_macs"]) == (
+        100,
+        math.inf,
+        0,
+    )
+    assert list(facts["same"]["speed"]) == ["batch 1"] and facts["same"]["speed"]["batch 1"]["ratio"] > 0
+    assert facts["broken"]["why"].startswith("does not run: ")
 
 
 def test_settled_normalizations_normalize():
