@@ -28,8 +28,8 @@ from graphopt_passes.quantize.layers import Layer
 
 Doubles = NDArray[np.float64]
 
-_SWEEPS = 100
-_STILL = 1e-3  # log₂ of a factor that ends the sweeps
+_SWEEPS = 1000  # cheap: only ranges are touched
+_STILL = 1e-4  # log₂ of a factor that ends the sweeps; what is left adds up along a row of layers
 _LEAST = 0.05  # log₂ of a factor that is worth a rewrite
 
 
