@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,7 +166,7 @@ def load(path: Path) -> tuple[Statistics, Fingerprint]:
             found = dict(_restored(entry, arrays) for entry in told["found"])
         absent = {Request(one["value"], _decode(one["kind"])): one["why"] for one in told["absent"]}
         return Statistics(found, absent, told["samples"]), Fingerprint(**told["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} holds no readable calibration: {error}; calibrate again") from None
 
 
