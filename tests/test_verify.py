@@ -12,6 +12,7 @@ from graphopt.proof.verify import Verifier
 from graphopt.runtime.values import Tensor
 from graphopt.runtime.worker import Worker
 from graphopt.samples.sampling import Samples
+from graphopt.target import CPU, REFERENCE
 
 
 def _info(name, elem_type, shape):
@@ -163,6 +164,67 @@ def test_the_users_data_is_named_as_evidence(worker, tmp_path):
 def test_the_workload_needs_a_model_that_runs(worker, tmp_path):
     verifier = _verifier(worker, _mlp(tmp_path / "a.onnx"))
     assert verifier.workload()["x"].shape == (1, 8)
+
+
+def _quantized(path, offset=0.0):
+    """y = x W + offset on int8 grids: optimized, it multiplies integers and rounds differently."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "s": np.float32(0.05),
+        "t": np.float32(0.0071),
+        "u": np.float32(0.0193),
+        "z": np.int8(0),
+        "w": rng.integers(-127, 128, (8, 16)).astype(np.int8),
+        "b": np.full(16, offset, np.float32),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["xs"]),
+        helper.make_node("DequantizeLinear", ["w", "t", "z"], ["ws"]),
+        helper.make_node("MatMul", ["xs", "ws"], ["p"]),
+        helper.make_node("QuantizeLinear", ["p", "u", "z"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "u", "z"], ["d"]),
+        helper.make_node("Add", ["d", "b"], ["y"]),
+    ]
+    return _save(path, nodes, [_info("x", 1, ["n", 8])], [_info("y", 1, ["n", 16])], weights)
+
+
+def test_what_the_runtime_rounds_differently_when_optimizing_excuses_nothing_else(worker, tmp_path):
+    original = _quantized(tmp_path / "a.onnx")
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(1).standard_normal((64, 16, 8)).astype(np.float32))
+    verifier = _verifier(worker, original, data=str(tmp_path / "d.npz"))
+    plain = [one.outputs[REFERENCE]["y"].numpy() for one in verifier._references]
+    optimized = [one.outputs[CPU]["y"].numpy() for one in verifier._references]
+    assert max(np.abs(a - b).max() for a, b in zip(plain, optimized, strict=True)) > 0.019
+    assert verifier.check(original).summary().count("weak evidence") == 0
+    verdict = verifier.check(_quantized(tmp_path / "b.onnx", offset=0.01))
+    assert not verdict.ok
+    assert "(reference)" in verdict.reason
+
+
+def test_outputs_that_rounding_alone_changes_are_weak_evidence(worker, tmp_path):
+    nodes = [helper.make_node("Mul", ["x", "k"], ["m"]), helper.make_node("Sin", ["m"], ["y"])]
+    for factor, weak in ((1.0, False), (1e5, True)):
+        path = tmp_path / f"{factor}.onnx"
+        _save(path, nodes, [_info("x", 1, ["n", 4])], [_info("y", 1, ["n", 4])], {"k": np.float32(factor)})
+        verdict = _verifier(worker, path).check(path)
+        assert verdict.status == "verified"
+        assert any("weak evidence for output 'y'" in note for note in verdict.notes) is weak
+
+
+def test_without_floats_to_move_the_levels_tell_the_noise(worker, tmp_path):
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("Gather", ["e", "x"], ["g"]), helper.make_node("MatMul", ["g", "w"], ["m"])]
+    nodes += [helper.make_node("Add", ["m", "b"], ["y"])]
+    weights = {"e": rng.standard_normal((50, 64)), "w": rng.standard_normal((64, 32)), "b": np.ones(32)}
+    io = [_info("x", 7, ["n"])], [_info("y", 1, ["n", 32])]
+    floats = {name: array.astype(np.float32) for name, array in weights.items()}
+    path = _save(tmp_path / "a.onnx", nodes, *io, floats)
+    verifier = _verifier(worker, path)
+    assert verifier.check(path).status == "verified"
+    assert not any(one.moved for one in verifier._references)
+    floats["w"][3, 5] *= 1.001
+    assert not verifier.check(_save(tmp_path / "b.onnx", nodes, *io, floats)).ok
 
 
 # --- the tolerance alone -----------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """How far a result may be from the original's: within a few times the original's own rounding noise.
 
-The noise of an output is what the original itself shows between two ways of computing it. It is kept relative
-to the element's magnitude, and relative to the largest element; the smaller bound counts, so that neither a
-huge element excuses a wrong small one nor a near-zero one a wrong large one. For element rᵢ of output r
+The noise of an output is what the original itself shows, at the same optimization level of ONNX Runtime,
+when its inputs move by one unit in the last place (or, if none is a float, between two levels). It is kept
+relative to the element's magnitude, and relative to the largest element; the smaller bound counts, so that
+neither a huge element excuses a wrong small one nor a near-zero one a wrong large one. For element rᵢ of
+output r
 
     toleranceᵢ = 8 · min(a · max|r|, b · max(|rᵢ|, m)) + 4 ε · max(|rᵢ|, m)
 
@@ -26,13 +28,14 @@ Array = NDArray[Any]
 SPREAD_FACTOR = 8
 FLOOR_FACTOR = 4
 SMALLEST_SCALE = 1e-6
+WEAK = 0.01
 # Four steps of an 8-bit float are as large as the number itself: those are judged like integers.
 _ROUNDED = frozenset(elem_type for elem_type in FLOATING if elem_type <= BFLOAT16)
 
 
 @dataclass
 class Spread:
-    """The noise of one output, pooled over variants and samples.
+    """The noise of one output at one level, pooled over samples.
 
     Attributes:
         of_largest: largest noise relative to the largest element (``a`` above).
@@ -49,6 +52,11 @@ class Spread:
     flip_size: float = 0.0
     specials: int = 0
     unstable: bool = False
+
+    @property
+    def allowed(self) -> float:
+        """The largest error that this noise excuses, relative to the output's largest element."""
+        return SPREAD_FACTOR * self.of_largest
 
     def observe(self, reference: Tensor, variant: Tensor) -> None:
         """Take in the difference between two ways of computing the original's output."""
