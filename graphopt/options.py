@@ -120,8 +120,6 @@ class Options:
                 runs.
             DataError: ``replay`` is a file, but no report.
         """
-        if self.precision is not None:
-            raise UsageError(f"--precision {self.precision} is not available yet")
         passes, only = self.passes, None
         if self.replay is not None:
             passes, only = decisions(self.replay)

@@ -13,10 +13,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from graphopt.errors import UsageError
 from graphopt.pipeline import Pass, Pipeline
+
+if TYPE_CHECKING:
+    from graphopt.precision import Lowering
 
 GROUP = "graphopt.passes"
 
@@ -84,6 +87,20 @@ def _suggest(name: str) -> str:
 def plan(name: str = "default") -> Pipeline:
     """The pipeline of a named plan: a literal list in ``graphopt_passes.plans``."""
     return parse(",".join(importlib.import_module("graphopt_passes.plans").PLANS[name]))
+
+
+def precision(name: str) -> Lowering:
+    """What lowers the precision of models to ``name``.
+
+    Raises:
+        UsageError: there is no such precision.
+    """
+    table = importlib.import_module("graphopt_passes").PRECISIONS
+    if name not in table:
+        raise UsageError(f"unknown precision '{name}'; choose one of {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    found: Lowering = getattr(importlib.import_module(module), attribute)
+    return found
 
 
 def parse(text: str) -> Pipeline:

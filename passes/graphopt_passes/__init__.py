@@ -61,9 +61,18 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.quantize.equalize:EqualizeChannels",
         "move scales between neighbouring layers until the ranges of their channels are alike (for int8)",
     ),
+    "raise-opset": (
+        f"{_HERE}.exact.raise_opset:RaiseOpset",
+        "write the model in a newer opset, such as one that quantizes per channel (only on request)",
+    ),
     "freeze-initializers": (
         f"{_HERE}.exact.freeze_initializers:FreezeInitializers",
         "make initializers that are also graph inputs constant (only on request)",
     ),
 }
 """Name → (module:class, one line for users); modules are imported when a pass is used."""
+
+PRECISIONS: dict[str, str] = {
+    "int8": f"{_HERE}.quantize.static:lower",
+}
+"""Name of ``--precision`` → what lowers it, a :class:`graphopt.precision.Lowering`."""

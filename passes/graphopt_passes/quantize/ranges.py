@@ -127,7 +127,10 @@ def kl(bins: Bins, form: Form = Form()) -> Range:
 def candidates(bins: Bins, form: Form = Form()) -> tuple[Range, ...]:
     """The ranges of all methods, the first of those with the same grid."""
     ranges = [minmax(bins), *(percentile(bins, p) for p in PERCENTILES), mse(bins, form), kl(bins, form)]
-    return tuple({form.grid(r.low, r.high): r for r in reversed(ranges)}.values())[::-1]
+    by_grid: dict[Grid, Range] = {}
+    for one in ranges:
+        by_grid.setdefault(form.grid(one.low, one.high), one)
+    return tuple(by_grid.values())
 
 
 def _thresholds(bins: Bins, form: Form) -> Iterator[tuple[float, float]]:

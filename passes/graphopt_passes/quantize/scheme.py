@@ -67,11 +67,13 @@ class Grid:
         """The integers, of :attr:`dtype`."""
         least, most = _limits(self.signed, self.bits)
         scaled = np.rint(np.asarray(x, np.float32) / np.float32(self.scale)) + self.zero_point
-        return np.clip(scaled, least, most).astype(self.dtype)
+        integers: Array = np.clip(scaled, least, most).astype(self.dtype)
+        return integers
 
     def round(self, x: Array) -> Array:
         """The nearest numbers on the grid, float32."""
-        return (self.quantize(x).astype(np.float32) - self.zero_point) * np.float32(self.scale)
+        rounded: Array = (self.quantize(x).astype(np.float32) - self.zero_point) * np.float32(self.scale)
+        return rounded
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,126 @@
+"""Drafts: one float model with different parts on integers, as files that can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt import graph as g
+from graphopt.model import Model
+from graphopt.precision import Task
+from graphopt.proof.executed import Executed
+from graphopt.proof.profile import Profile, profile
+from graphopt_passes.quantize.audit import Audit, audit
+from graphopt_passes.quantize.insert_qdq import drop_unused, insert_qdq
+from graphopt_passes.quantize.placement import Placement, consistent
+from graphopt_passes.quantize.ranges import Range
+from graphopt_passes.quantize.scheme import Grid, IntegerWeight, Scheme
+
+PROFILE_S = 1.0
+
+
+@dataclass
+class Draft:
+    """A quantized model.
+
+    Attributes:
+        model: with its QuantizeLinear and DequantizeLinear nodes.
+        nodes: the parts that compute on integers.
+        path: its file.
+    """
+
+    task: Task
+    model: Model
+    nodes: frozenset[str]
+
+    @cached_property
+    def path(self) -> Path:
+        """Its file."""
+        return self.task.write(self.model)
+
+    @cached_property
+    def audit(self) -> Audit:
+        """What the runtime makes of it."""
+        task = self.task
+        return audit(
+            Executed.of(self.model, worker=task.worker, target=task.target, threads=task.options.threads)
+        )
+
+    @cached_property
+    def profile(self) -> Profile:
+        """Where its time goes."""
+        return profile_of(self.task, self.model)
+
+
+def profile_of(task: Task, model: Model) -> Profile:
+    """Where a model's time goes, on the workload."""
+    return profile(
+        model,
+        task.workload,
+        worker=task.worker,
+        target=task.target,
+        threads=task.options.threads,
+        budget_s=PROFILE_S,
+    )
+
+
+@dataclass
+class Drafts:
+    """Makes drafts of one float model.
+
+    Attributes:
+        task: what to work with.
+        model: the float model, of an opset that can be quantized.
+        ranges: value name → range.
+        bits: of weights.
+        weights, biases: of all drafts made from now on, see :class:`Scheme`.
+    """
+
+    task: Task
+    model: Model
+    ranges: Mapping[str, Range]
+    bits: int
+    weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
+    biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @cached_property
+    def grids(self) -> Mapping[str, Grid]:
+        """The grids of the ranges."""
+        return {name: Grid.of(found.low, found.high) for name, found in self.ranges.items()}
+
+    def build(self, nodes: Collection[str]) -> Draft:
+        """The draft with these parts on integers, less those that would only convert."""
+        model = self.model.clone()
+        run = self.task.new_run()
+        placement = Placement(model, run)
+        chosen = consistent(placement, [name for name in nodes if name in placement.parts])
+        scheme = Scheme(chosen, self.grids, self.weights, self.biases)
+        insert_qdq(model, run, placement, scheme, self.bits)
+        drop_unused(model)
+        return Draft(self.task, model, chosen)
+
+    def with_weights(
+        self, weights: Mapping[str, IntegerWeight], biases: Mapping[str, NDArray[np.float32]]
+    ) -> Drafts:
+        """The same with other weights."""
+        return replace(self, weights=weights, biases=biases)
+
+
+def layers_of(placement: Placement, nodes: Collection[str]) -> list[str]:
+    """The parts that multiply with weights."""
+    return [n for n in nodes if placement.parts[n].kernel.role == "layer"]
+
+
+def macs_share(model: Model, task: Task, nodes: Collection[str]) -> float | None:
+    """The share of a float model's multiply-accumulates that these nodes do; None if none are known."""
+    from graphopt.cost import macs_of
+
+    shapes = task.new_run().shapes(model)
+    macs = {g.output_name(node): macs_of(node, shapes) or 0 for node in g.nodes(model.ir)}
+    total = sum(macs.values())
+    return sum(macs.get(name, 0) for name in nodes) / total if total else None

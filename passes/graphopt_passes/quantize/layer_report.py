@@ -1,0 +1,84 @@
+"""What was decided for each layer, and why, for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.activations import Statistics
+from graphopt.report import LayerReport
+from graphopt.runtime.accumulators import Bins, Histogram
+from graphopt_passes.quantize.draft import Draft
+from graphopt_passes.quantize.placement import Part, Placement
+from graphopt_passes.quantize.ranges import Range
+from graphopt_passes.quantize.timing import Timing
+
+
+@dataclass
+class Findings:
+    """What a search has found out.
+
+    Attributes:
+        placement: the parts.
+        ranges: by value name.
+        statistics: of the calibration.
+        reasons: why a part is not on integers.
+        penalties: noise power over signal power when a layer alone is on integers.
+        timing: measured seconds; None if nothing was measured.
+    """
+
+    placement: Placement
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=Statistics)
+    reasons: dict[str, str] = field(default_factory=dict)
+    penalties: dict[str, float] = field(default_factory=dict)
+    timing: Timing | None = None
+
+    def describe(self, draft: Draft | None) -> tuple[LayerReport, ...]:
+        """One report for each part and each node that could not be one; ``draft`` is the result, if any."""
+        parts = [self._part(part, draft) for part in self.placement.parts.values()]
+        refused = [
+            LayerReport(name, node.op_type, "float32", reason=self.placement.refusals[name])
+            for name, node in self.placement.refused.items()
+        ]
+        return (*parts, *refused)
+
+    def _part(self, part: Part, draft: Draft | None) -> LayerReport:
+        chosen = draft is not None and part.name in draft.nodes
+        output = part.outputs[0]
+        found = self.ranges.get(output.name or "") if chosen else None
+        penalty = self.penalties.get(part.name)
+        return LayerReport(
+            part.name,
+            part.node.op_type,
+            "int8" if chosen else "float32",
+            sqnr_db=None if penalty is None else -10 * math.log10(penalty),
+            clipped=self._clipped(output, found),
+            low=found.low if found else None,
+            high=found.high if found else None,
+            method=found.method if found else "",
+            fused=part.name in draft.audit.fused if chosen and draft is not None else None,
+            float_ms=self._ms(part, "floats"),
+            int8_ms=self._ms(part, "integers"),
+            reason="" if chosen else self.reasons.get(part.name, self._why(draft)),
+        )
+
+    @staticmethod
+    def _why(draft: Draft | None) -> str:
+        return "no placement of integers was kept" if draft is None else "integers would not pay here"
+
+    def _clipped(self, value: ir.Value, found: Range | None) -> float | None:
+        bins: Bins | None = self.statistics.get(value.name or "", Histogram())
+        if bins is None or found is None or not bins.count:
+            return None
+        outside = (bins.centres < found.low) | (bins.centres > found.high)
+        return float(np.asarray(bins.counts)[outside].sum() / bins.count)
+
+    def _ms(self, part: Part, what: str) -> float | None:
+        known: dict[str, float] = getattr(self.timing, what) if self.timing else {}
+        seconds = known.get(part.name)
+        return None if seconds is None else seconds * 1e3

@@ -1,0 +1,301 @@
+"""Which nodes of a model can compute on integers, which values then lie on grids, and who shares one.
+
+A part is what one integer kernel does: a layer with its constant bias and the Relu or Clip that its result's
+grid makes superfluous, or a single node that joins or moves integers. Given the parts that are chosen,
+
+    a value needs a grid    if a chosen part reads it, or a chosen part makes it and cannot give floats,
+    and is read as integers by the chosen parts, by all others as floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import graph as g
+from graphopt.pipeline import Run
+from graphopt.shapes.inference import Shapes
+from graphopt_passes.quantize.fusable import DEFAULTS, KERNELS, Kernel
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one integer kernel does.
+
+    Attributes:
+        nodes: the node with the kernel, then its bias' Add, then its Relu or Clip.
+        kernel: from the table.
+        weight: its constant weight, if it has one.
+        bias: its constant bias, float [channels].
+        axis: the weight's axis of output channels.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    kernel: Kernel
+    weight: ir.Value | None = None
+    bias: ir.Value | None = None
+    axis: int = 0
+
+    @property
+    def node(self) -> ir.Node:
+        """The node with the kernel."""
+        return self.nodes[0]
+
+    @property
+    def name(self) -> str:
+        """The name of its node's first output, by which it is known."""
+        return g.output_name(self.node)
+
+    @cached_property
+    def inputs(self) -> tuple[ir.Value, ...]:
+        """The activations and constants that it reads as integers, besides weight and bias."""
+        count = self.kernel.operands or len(self.node.inputs)
+        found = [value for value in self.node.inputs[:count] if value is not None]
+        return tuple(value for value in found if value is not self.weight)
+
+    @property
+    def outputs(self) -> tuple[ir.Value, ...]:
+        """What it makes."""
+        return tuple(self.nodes[-1].outputs)
+
+    @property
+    def tail(self) -> ir.Node | None:
+        """The Relu or Clip that its result's grid makes superfluous."""
+        return self.nodes[-1] if g.is_op(self.nodes[-1], "Relu", "Clip") else None
+
+
+class Placement:
+    """The parts of a model, and what follows from a choice among them."""
+
+    def __init__(self, model: Model, run: Run) -> None:
+        self._shapes = run.shapes(model)
+        self._run = run
+        self._kernels = KERNELS[run.target.name]
+        self._taken: set[ir.Node] = set()
+        self.refusals: dict[str, str] = {}
+        self.refused: dict[str, ir.Node] = {}
+        opset = int(model.ir.opset_imports.get("", 1))
+        functions = g.function_graphs(model.ir)
+        found = [
+            part
+            for graph in g.graphs(model.ir)
+            if graph not in functions
+            for part in self._parts(graph, opset)
+        ]
+        names = [part.name for part in found]
+        self.parts = {part.name: part for part in found if names.count(part.name) == 1}
+        self.makers = {value: part for part in self.parts.values() for value in part.outputs}
+
+    def _parts(self, graph: ir.Graph, opset: int) -> Iterator[Part]:
+        for node in graph:
+            kernel = self._kernels.get(node.op_type) if node.domain in g.DEFAULT_DOMAINS else None
+            if kernel is None or node in self._taken:
+                continue
+            part = Part((node,), kernel)
+            reason = self._unfit(node, kernel, opset)
+            if reason is None and kernel.role == "layer":
+                part, reason = self._layer(node, kernel)
+            reason = reason or self._foreign(part)
+            if reason is not None:
+                self.refusals[g.output_name(node)] = reason
+                self.refused[g.output_name(node)] = node
+                continue
+            part = self._with_tail(part)
+            self._taken.update(part.nodes)
+            yield part
+
+    def _unfit(self, node: ir.Node, kernel: Kernel, opset: int) -> str | None:
+        """Why a node has no integer kernel although its operator has."""
+        if self._run.keeps(node):
+            return "it is kept as it is"
+        if opset < kernel.since:
+            return f"it has an integer kernel from opset {kernel.since} on"
+        for name, values in kernel.needs:
+            if (found := _plain(g.attribute(node, name, DEFAULTS[name]))) not in values:
+                return f"there is no integer kernel with {name} = {found}"
+        if len(node.outputs) > 1 and kernel.role != "mover":
+            return "it has more than one output"
+        if node.op_type == "MaxPool" and len(node.outputs) > 1:
+            return "its indices are used"
+        floats = all(self._is_float(value) for value in (*Part((node,), kernel).inputs, *node.outputs))
+        return None if floats else "it does not compute on float32"
+
+    def _is_float(self, value: ir.Value) -> bool:
+        return self._shapes.dtype(value) == ir.DataType.FLOAT
+
+    def _foreign(self, part: Part) -> str | None:
+        """Q and DQ must stand in the same graph as the kernel."""
+        graph = part.node.graph
+        for value in part.inputs:
+            if g.constant(value) is None and _home(value) is not graph:
+                return f"it captures '{value.name}' from an outer graph"
+        if part.kernel.role != "layer" and all(g.constant(value) is not None for value in part.inputs):
+            return "it reads constants only"
+        return None
+
+    # Layers.
+
+    def _layer(self, node: ir.Node, kernel: Kernel) -> tuple[Part, str | None]:
+        weight = node.inputs[1]
+        if g.constant(weight) is None:
+            part = Part((node,), kernel)
+            dynamic = node.op_type == "MatMul" and g.constant(node.inputs[0]) is None
+            return part, None if dynamic else "its weight is no constant"
+        if g.constant(node.inputs[0]) is not None:
+            return Part((node,), kernel), "its input is a constant"
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        tensor = g.constant(weight)
+        assert tensor is not None
+        axis = _channel_axis(node, len(tensor.shape))
+        part = Part((node,), kernel, weight, bias, axis)
+        if node.op_type == "MatMul":
+            if len(tensor.shape) != 2:
+                return part, "its weight is no matrix"
+            return self._with_bias(part), None
+        channels = tensor.shape.numpy()[axis]
+        if bias is not None and not _is_vector(bias, channels):
+            return part, "its bias is no constant vector"
+        return part, None
+
+    def _with_bias(self, part: Part) -> Part:
+        """A MatMul with the constant vector that is added to it."""
+        follower = _only_reader(part.node)
+        if not g.is_op(follower, "Add") or follower is None or self._run.keeps(follower):
+            return part
+        other = next((v for v in follower.inputs if v is not part.node.outputs[0]), None)
+        assert part.weight is not None
+        tensor = g.constant(part.weight)
+        assert tensor is not None
+        if other is None or not _is_vector(other, tensor.shape.numpy()[1]):
+            return part
+        return Part((part.node, follower), part.kernel, part.weight, other, part.axis)
+
+    def _with_tail(self, part: Part) -> Part:
+        follower = _only_reader(part.nodes[-1])
+        if follower is None or not g.is_op(follower, *part.kernel.tail) or self._run.keeps(follower):
+            return part
+        if follower.inputs[0] is not part.nodes[-1].outputs[0] or follower.graph is not part.node.graph:
+            return part
+        if follower.op_type == "Clip" and not _clips_around_zero(follower):
+            return part
+        return Part((*part.nodes, follower), part.kernel, part.weight, part.bias, part.axis)
+
+    # What follows from a choice.
+
+    def on_grids(self, chosen: Collection[str]) -> list[ir.Value]:
+        """The activations that lie on grids, in no particular order but always the same."""
+        found: dict[ir.Value, None] = {}
+        for part in self._chosen(chosen):
+            found.update(dict.fromkeys(v for v in part.inputs if g.constant(v) is None))
+            if not part.kernel.float_result:
+                found.update(dict.fromkeys(part.outputs))
+        return list(found)
+
+    def constants(self, chosen: Collection[str]) -> list[ir.Value]:
+        """The constants, weights and biases aside, that chosen parts read."""
+        parts = self._chosen(chosen)
+        return list(dict.fromkeys(v for part in parts for v in part.inputs if g.constant(v) is not None))
+
+    def _chosen(self, chosen: Collection[str]) -> list[Part]:
+        return [part for name, part in self.parts.items() if name in chosen]
+
+    def grid_owner(self, value: ir.Value, chosen: Collection[str]) -> ir.Value:
+        """The value whose grid a value shares: what its numbers were moved from."""
+        part = self.makers.get(value)
+        while part is not None and part.name in chosen and part.kernel.role == "mover":
+            value = part.inputs[0]
+            part = self.makers.get(value)
+        return value
+
+
+def consistent(placement: Placement, chosen: Collection[str]) -> frozenset[str]:
+    """The chosen parts without those that only convert: nobody on either side computes on integers.
+
+    A join or a mover is worth something only between others; removing one may strand its neighbour.
+    """
+    left = set(chosen)
+    while True:
+        stranded = {name for name in left if _stranded(placement, placement.parts[name], left)}
+        if not stranded:
+            return frozenset(left)
+        left -= stranded
+
+
+def _stranded(placement: Placement, part: Part, chosen: set[str]) -> bool:
+    if part.kernel.role == "layer":
+        return False
+    activations = [value for value in part.inputs if g.constant(value) is None]
+    before = all((m := placement.makers.get(v)) is not None and m.name in chosen for v in activations)
+    readers = {use.node for value in part.outputs for use in value.uses()}
+    heads = {p.node for name in chosen if (p := placement.parts[name])}
+    return not (before and readers & heads)
+
+
+def _home(value: ir.Value) -> ir.Graph | None:
+    producer = value.producer()
+    found: Any = producer.graph if producer is not None else value.graph
+    return found if isinstance(found, ir.Graph) else None
+
+
+def _plain(value: object) -> object:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _channel_axis(node: ir.Node, rank: int) -> int:
+    if node.op_type == "Conv":
+        return 0
+    return 0 if node.op_type == "Gemm" and g.attribute(node, "transB", 0) else rank - 1
+
+
+def _is_vector(value: ir.Value, channels: int) -> bool:
+    tensor = g.constant(value)
+    return tensor is not None and tuple(tensor.shape.numpy()) == (channels,)
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """The one node that reads the node's one output."""
+    if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+        return None
+    uses = list(node.outputs[0].uses())
+    return uses[0].node if len(uses) == 1 and uses[0].node.graph is node.graph else None
+
+
+def _clips_around_zero(node: ir.Node) -> bool:
+    """Clip(a, b) with constants a ≤ 0 ≤ b, which a grid can imitate."""
+    low, high = (_limit(node, index, name) for index, name in ((1, "min"), (2, "max")))
+    return low is not None and high is not None and low <= 0.0 <= high
+
+
+def _limit(node: ir.Node, index: int, name: str) -> float | None:
+    infinite = -np.inf if name == "min" else np.inf
+    if index < len(node.inputs) and node.inputs[index] is not None:
+        found = g.array(node.inputs[index], 1)
+        return float(found.item()) if found is not None and found.size else None
+    return float(g.attribute(node, name, infinite))
+
+
+def saturates(part: Part, low: float, high: float) -> bool:
+    """Whether a grid from ``low`` to ``high`` cuts off what the part's Relu or Clip cuts off."""
+    node = part.tail
+    if node is None:
+        return True
+    if node.op_type == "Relu":
+        return low >= 0.0
+    a, b = _limit(node, 1, "min"), _limit(node, 2, "max")
+    slack = 1e-6
+    return a is not None and b is not None and low >= a * (1 + slack) and high <= b * (1 + slack)
+
+
+def dims(shapes: Shapes, value: ir.Value) -> tuple[int, ...] | None:
+    """The dims of a value, if all are known."""
+    found = shapes.dims(value)
+    static = tuple(dim for dim in found or () if isinstance(dim, int))
+    return static if found is not None and len(static) == len(found) else None

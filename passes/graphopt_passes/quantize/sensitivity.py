@@ -1,0 +1,45 @@
+"""How much accuracy each layer costs: the noise at the outputs when it alone computes on integers.
+
+Errors of different layers are nearly independent, so their noise powers add up (Zhou et al. 2018), which is
+what makes the search for the best placement a minimum cut.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from graphopt.precision import Task
+from graphopt.proof.accuracy import Score
+from graphopt.proof.evaluation import HeldOut
+from graphopt_passes.quantize.draft import Drafts
+
+SAMPLES = 8
+MOST_SECONDS = 180.0
+_NOISE_OF_NOTHING = 1e-12
+
+
+def sensitivities(task: Task, drafts: Drafts, layers: Sequence[str]) -> dict[str, float]:
+    """Noise power over signal power by layer, on samples of the calibration.
+
+    Layers that there was no time for get the median of the others.
+    """
+    judge = HeldOut(
+        task.worker, task.float_path, task.division.calibration, None, task.target, task.options.threads
+    ).first(SAMPLES)
+    found: dict[str, float] = {}
+    start = time.monotonic()
+    for done, name in enumerate(layers):
+        task.progress("measuring what each layer costs in accuracy", done, len(layers))
+        if time.monotonic() - start > MOST_SECONDS:
+            break
+        found[name] = noise(judge.score(drafts.build([name]).path))
+    middle = sorted(found.values())[len(found) // 2] if found else 0.0
+    return {name: found.get(name, middle) for name in layers}
+
+
+def noise(score: Score) -> float:
+    """Noise power over signal power."""
+    if score.sqnr_db is None:
+        return _NOISE_OF_NOTHING
+    return float(max(10 ** (-score.sqnr_db / 10), _NOISE_OF_NOTHING))

@@ -1,0 +1,279 @@
+"""``--precision int8``: integers where they pay on this machine, as far as the accuracy budget allows.
+
+Ranges from the calibration samples; a first draft with all parts on integers, which the fusion audit prunes;
+the fastest placement by minimum cuts of measured times, confirmed by interleaved measurements; weights fitted
+to the inputs of their layers; and if the budget is missed, the next placements on the frontier of latency
+against accuracy, until one keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from graphopt import graph as g
+from graphopt.activations import Collector
+from graphopt.calibration import Calibration
+from graphopt.precision import Outcome, Task
+from graphopt.proof.accuracy import Score
+from graphopt.proof.measure import Comparison
+from graphopt.runtime.accumulators import Histogram
+from graphopt.runtime.cpu import cpu
+from graphopt_passes.exact.raise_opset import raised
+from graphopt_passes.quantize.calibrate import find_ranges
+from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profile_of
+from graphopt_passes.quantize.fit import Fitted, fitted, nearest
+from graphopt_passes.quantize.layer_report import Findings
+from graphopt_passes.quantize.partition import Labelling, cheapest, sweep
+from graphopt_passes.quantize.placement import Placement, consistent, saturates
+from graphopt_passes.quantize.ranges import Form, Range
+from graphopt_passes.quantize.sensitivity import noise, sensitivities
+from graphopt_passes.quantize.timing import Timing
+
+OPSET = 13
+_AUDITS = 4
+_REFINEMENTS = 2
+# A reversion to floats that costs less than this share of the gain is taken for its accuracy.
+_CHEAP = 0.02
+
+
+def lower(task: Task) -> Outcome:
+    """See :class:`graphopt.precision.Lowering`."""
+    return _Search(task).run()
+
+
+@dataclass
+class _Search:
+    """One run; its methods stand in the order in which they are needed."""
+
+    task: Task
+    notes: list[str] = field(default_factory=list)
+
+    def run(self) -> Outcome:
+        """The steps."""
+        model = self.task.model.clone()
+        reason = raised(model, self.task.new_run(), OPSET)
+        if reason is not None:
+            return Outcome(None, f"int8 needs opset {OPSET}, and {reason}")
+        self.model = model
+        placement = self.placement = Placement(model, self.task.new_run())
+        self.findings = Findings(self.placement)
+        if not layers_of(placement, placement.parts):
+            return self._refuse("there is no layer with an integer kernel")
+        self.drafts = Drafts(self.task, model, self._ranges(), self._bits())
+        chosen = self._audited(self._ready())
+        if not chosen:
+            return self._refuse("nothing fuses into integer kernels")
+        fast = self._fastest(chosen)
+        if fast is None:
+            return self._refuse(self._slow)
+        self._fit(fast.nodes)
+        return self._within_budget(self.drafts.build(fast.nodes))
+
+    def _bits(self) -> int:
+        found = cpu()
+        if found.weight_bits < 8:
+            self.notes.append(f"weights have 7 bits, since this CPU ({found}) would saturate with 8")
+        return found.weight_bits
+
+    # Ranges.
+
+    @cached_property
+    def collector(self) -> Collector:
+        """Gathers statistics as the user wants it."""
+        task, options = self.task, self.task.options
+        memory = options.calibration_memory
+        return Collector(task.worker, task.target, options.threads, memory, options.progress)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Statistics of the float model, of this run or of an earlier one."""
+        options, task = self.task.options, self.task
+        found = Calibration(self.model, task.division.calibration, self.collector)
+        if options.calibration is not None:
+            found.load(options.calibration)
+        return found
+
+    def _ranges(self) -> Mapping[str, Range]:
+        values = self.placement.on_grids(self.placement.parts)
+        values += [v for part in self.placement.parts.values() for v in part.outputs]
+        forms = {value.name or "": Form() for value in values}
+        found = find_ranges(self.model, forms, self.calibration.gather, self.task.options.ranges)
+        self.absent = found.absent
+        if self.task.options.save_calibration is not None:
+            self.calibration.save(self.task.options.save_calibration)
+        self.findings.ranges, self.findings.statistics = found.found, self.calibration.statistics
+        return found.found
+
+    def _ready(self) -> frozenset[str]:
+        """The parts whose values have ranges that saturate as their Relu or Clip does."""
+        chosen = set(self.placement.parts)
+        grids, reasons = self.drafts.grids, self.findings.reasons
+        for name, part in self.placement.parts.items():
+            touched = [v for v in (*part.inputs, *part.outputs) if g.constant(v) is None]
+            missing = [v.name for v in touched if v.name not in grids]
+            if missing:
+                self.findings.reasons[name] = (
+                    f"'{missing[0]}' has no range: {self.findings.reasons.get(missing[0] or '', '')}"
+                )
+                chosen.discard(name)
+                continue
+            grid = grids[part.outputs[0].name or ""]
+            if not saturates(part, grid.low, grid.high):
+                reasons[name] = "its grid does not saturate as the Relu or Clip behind it does"
+                chosen.discard(name)
+        return consistent(self.placement, chosen)
+
+    def _audited(self, chosen: frozenset[str]) -> frozenset[str]:
+        """The parts that really become integer kernels."""
+        for _ in range(_AUDITS):
+            self.task.progress("auditing what fuses")
+            draft = self.drafts.build(chosen)
+            failed = self._failed(draft)
+            if not failed:
+                return draft.nodes
+            self.findings.reasons.update(failed)
+            chosen = consistent(self.placement, draft.nodes - failed.keys())
+        return chosen
+
+    def _failed(self, draft: Draft) -> dict[str, str]:
+        found = {}
+        for problem in draft.audit.problems:
+            for name in draft.nodes:
+                part = self.placement.parts[name]
+                names = {g.output_name(node) for node in part.nodes}
+                if problem.kind != "useless" and problem.unit in names:
+                    found[name] = problem.reason
+        return found
+
+    # Speed.
+
+    def _fastest(self, chosen: frozenset[str]) -> Draft | None:
+        """The draft that beats the float model by most, or ``None`` if none beats it."""
+        if not self.task.measured:
+            self.notes.append("int8 was not measured against floats: whether it pays is not known")
+            return self.drafts.build(chosen)
+        tried = self._tried(chosen)
+        measured = [(self._measure(draft), draft) for draft in tried]
+        best, draft = max(measured, key=lambda pair: pair[0].ratio)
+        self.comparison = best
+        if best.verdict == "faster":
+            return draft
+        self._slow = f"int8 does not pay on this machine: at best {best.summary()}"
+        return None
+
+    def _tried(self, chosen: frozenset[str]) -> list[Draft]:
+        """All parts, and what minimum cuts of the measured times choose of them."""
+        timing = self.findings.timing = Timing(self.placement, self._elements())
+        self.task.progress("measuring where integers pay")
+        timing.learn(profile_of(self.task, self.model), frozenset())
+        found: dict[frozenset[str], Draft] = {}
+        for _ in range(_REFINEMENTS + 1):
+            draft = self.drafts.build(chosen)
+            if draft.nodes in found or not draft.nodes:
+                break
+            found[draft.nodes] = draft
+            timing.learn(draft.profile, draft.nodes)
+            chosen = self._allowed(cheapest(timing.costs()).integers)
+        return list(found.values())
+
+    def _allowed(self, chosen: Collection[str]) -> frozenset[str]:
+        return consistent(self.placement, [name for name in chosen if name not in self.findings.reasons])
+
+    def _elements(self) -> dict[str, float]:
+        statistics = self.calibration.statistics
+        count = max(statistics.samples, 1)
+        return {
+            request.value: found.count / count
+            for request, found in statistics.found.items()
+            if request.kind == Histogram()
+        }
+
+    def _measure(self, draft: Draft) -> Comparison:
+        return self.task.compare(self.task.float_path, draft.path)
+
+    # Accuracy.
+
+    def _fit(self, nodes: frozenset[str]) -> None:
+        """Take fitted weights and biases if they lower the error on the samples that judge."""
+        self.task.progress("fitting weights")
+        names, bits = layers_of(self.placement, nodes), self.drafts.bits
+        plain = nearest(self.placement, names, bits)
+        samples = self.task.division.calibration
+        better = fitted(self.model, self.placement, names, self.collector, samples, bits)
+        self.drafts = min(map(self._with, (plain, better)), key=lambda one: self._noise(one, nodes))
+
+    def _with(self, weights: Fitted) -> Drafts:
+        return self.drafts.with_weights(weights.weights, weights.biases)
+
+    def _noise(self, drafts: Drafts, nodes: frozenset[str]) -> float:
+        return noise(self._score(drafts.build(nodes)))
+
+    def _score(self, draft: Draft) -> Score:
+        return self.task.judge.score(draft.path)
+
+    def _within_budget(self, draft: Draft) -> Outcome:
+        """The fastest draft on the frontier that keeps the budget."""
+        score = self._score(draft)
+        kept, reason = self._judge(score)
+        if kept:
+            return self._accept(draft, score, reason)
+        frontier = self._frontier(draft.nodes)
+        found: tuple[Draft, Score, str] | None = None
+        low, high = 0, len(frontier)
+        while low < high:  # they are nested: what is safer keeps the budget if this one does
+            middle = (low + high) // 2
+            trial = self.drafts.build(frontier[middle].integers)
+            if not trial.nodes:
+                high = middle
+                continue
+            trial_score = self._score(trial)
+            kept, text = self._judge(trial_score)
+            if kept:
+                found, high = (trial, trial_score, text), middle
+            else:
+                low = middle + 1
+        if found is None:
+            return self._refuse(f"no placement keeps the budget: {reason}", score)
+        return self._confirmed(*found)
+
+    def _judge(self, score: Score) -> tuple[bool, str]:
+        return self.task.options.budget.holds(score, self.task.judge.reference)
+
+    def _frontier(self, nodes: frozenset[str]) -> list[Labelling]:
+        """Placements from the fastest to the safest, without the float model."""
+        layers = layers_of(self.placement, nodes)
+        self.findings.penalties = sensitivities(self.task, self.drafts, layers)
+        if self.findings.timing is None:
+            order = sorted(layers, key=self.findings.penalties.__getitem__, reverse=True)
+            return [Labelling(nodes - set(order[:count]), 0.0, 0.0) for count in range(1, len(order))]
+        costs = self.findings.timing.costs(self.findings.penalties)
+        labels = [
+            Labelling(frozenset(label.integers & nodes), label.seconds, label.penalty)
+            for label in sweep(costs)
+        ]
+        return [label for label in labels if label.integers and label.integers != nodes]
+
+    def _confirmed(self, draft: Draft, score: Score, reason: str) -> Outcome:
+        """Accept a slower draft only if it still beats the float model."""
+        if self.task.measured:
+            found = self._measure(draft)
+            if found.verdict != "faster":
+                return self._refuse(f"what keeps the budget does not pay: {found.summary()}", score)
+        for name in self.findings.penalties.keys() - draft.nodes:
+            self.findings.reasons.setdefault(
+                name, f"costs accuracy: noise of {self.findings.penalties[name]:.2g} alone"
+            )
+        return self._accept(draft, score, reason)
+
+    def _accept(self, draft: Draft, score: Score, reason: str) -> Outcome:
+        fused = draft.audit.problems
+        self.notes += [f"fusion audit: {problem}" for problem in fused if problem.kind != "useless"]
+        share = macs_share(self.model, self.task, draft.nodes)
+        layers = self.findings.describe(draft)
+        return Outcome(draft.model, reason, score, layers, share, tuple(self.notes))
+
+    def _refuse(self, reason: str, score: Score | None = None) -> Outcome:
+        layers = self.findings.describe(None)
+        return Outcome(None, reason, score, layers, notes=tuple(self.notes))
