@@ -31,9 +31,11 @@ def preprocess(source: Path, target: Path) -> None:
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model as onnxscript's optimizer leaves it, which torch's exporter also runs by default."""
     try:
-        return onnxscript.optimizer.optimize(model)
+        folded = onnxscript.optimizer.optimize(model)
+        onnx.checker.check_model(folded)  # it may write attributes that the opset lacks
     except Exception:  # it runs passes that raise whatever they meet
         return model
+    return folded
 
 
 def load(path: Path) -> onnx.ModelProto:
