@@ -108,7 +108,7 @@ class Compiler:
         self.original = Model.of(self.source)
         if self.output is not None:
             _check_output(self.original.path, self.output, self.options.in_place)
-        self.scratch = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
+        self.scratch = Path(self.stack.enter_context(tempfile.TemporaryDirectory(dir=self.worker.folder)))
         self.original_path = self.original.path or self._save_original()
         output = self.output or self.scratch / "candidate.onnx"
         self.candidates = Candidates(

@@ -172,11 +172,18 @@ def test_a_tensor_over_the_memory_limit_is_reported_as_memory():
     with Worker(memory_limit=10**9) as worker, pytest.raises(WorkerError) as error:
         worker.evaluate(model, {"x": Tensor.of(np.array([2**32]))})
     assert error.value.reason == "memory"
+    assert "it may take 1 GB, --memory-limit allows more" in str(error.value)
+
+
+def test_a_library_that_is_none_is_the_callers_mistake(tmp_path):
+    (tmp_path / "ops.so").write_bytes(b"no library")
+    with Worker(custom_ops=[tmp_path / "ops.so"]) as worker, pytest.raises(UsageError, match=r"ops\.so"):
+        worker.open(_doubling())
 
 
 def test_results_that_cannot_be_spilled_are_the_systems_refusal():
     with Worker() as worker, pytest.raises(SystemRefusedError, match="cannot be written"):
-        shutil.rmtree(worker._spill)
+        shutil.rmtree(worker.folder)
         worker.evaluate(_doubling(), {"x": Tensor.of(np.ones(100_000, np.float32))})
 
 
@@ -214,7 +221,7 @@ def test_a_target_that_cannot_be_had_is_refused(worker):
 def test_nothing_of_the_worker_is_left_when_it_ends():
     worker = Worker()
     worker.evaluate(_doubling(), {"x": Tensor.of(np.ones(100_000, np.float32))})
-    child, spill = worker._child, worker._spill
+    child, spill = worker._child, worker.folder
     worker.shutdown()
     assert child.returncode is not None
     assert not spill.exists()
@@ -224,16 +231,18 @@ def test_the_child_ends_with_its_parent_even_in_a_run(tmp_path):
     script = (
         "import sys, threading, time; import numpy as np\n"
         "from graphopt.runtime.worker import Worker; from graphopt.runtime.values import Tensor\n"
-        "w = Worker(); w.providers(); print(w._child.pid, flush=True)\n"
+        "w = Worker(); w.providers(); print(w._child.pid, w.folder, flush=True)\n"
         "w.evaluate(open(sys.argv[1], 'rb').read(), {'x': Tensor.of(np.array(0))})\n"
     )
     (tmp_path / "endless.onnx").write_bytes(_endless())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script, str(tmp_path / "endless.onnx")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
-        child = int(parent.stdout.readline())
+        child, folder = parent.stdout.readline().decode().split()
+        assert Path(folder).is_dir()
         parent.kill()
-    assert _ends(child)
+    assert _ends(int(child))
+    assert not Path(folder).exists()
 
 
 def _ends(pid, seconds=20):

@@ -17,11 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from graphopt.errors import DataError, WorkerError
+from graphopt.errors import DataError, InvalidModelError, WorkerError
+from graphopt.model import Model
 from graphopt.proof.tolerance import WEAK, Judgement, Spread, distances, judge, leaves, numbers
 from graphopt.runtime.values import FLOATING, Tensor, Value, keep
 from graphopt.runtime.worker import Session, Worker
 from graphopt.samples.sampling import Sample, Samples
+from graphopt.shapes.schema import undefined_operators
 from graphopt.target import CPU, REFERENCE, Target
 
 Status = Literal["verified", "not verified", "structural only", "failed"]
@@ -156,7 +158,7 @@ class Verifier:
         if verdict.first_bad is None:
             return None
         sample = next(one.sample for one in self._references if one.index == verdict.first_bad)
-        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder, contextlib.ExitStack() as stack:
+        with tempfile.TemporaryDirectory(dir=self.worker.folder) as folder, contextlib.ExitStack() as stack:
             staged = [stack.enter_context(one) for one in exposed(self.original, candidate, Path(folder))]
             only = Samples("the failing sample", lambda: iter([sample]))
             inner = Verifier(self.worker, staged[0].path, only, CPU, self.threads)
@@ -236,10 +238,10 @@ class Verifier:
             with _opened(self.worker, self.original, REFERENCE, self.threads):
                 return True
         except WorkerError as error:
-            self.reason = (
-                "not compared, since ONNX Runtime cannot load the original (if it has custom operators, name"
-                f" their library with --custom-ops): {error}"
-            )
+            if unknown := undefined_operators(Model.load(self.original).ir):
+                told = f"ONNX defines no operator {', '.join(unknown)}, and ONNX Runtime refuses it"
+                raise InvalidModelError(f"{self.original.name}: {told}") from error
+            self.reason = f"not compared, since ONNX Runtime cannot load the original{_hint(error)}: {error}"
             return False
 
     @cached_property
@@ -331,6 +333,12 @@ class Verifier:
             )
             for level in (REFERENCE, self.target):
                 self.spreads[level].setdefault(name, Spread()).unstable |= not same
+
+
+def _hint(error: WorkerError) -> str:
+    """What to try when the original does not load, unless the error says so itself."""
+    custom = "is not a registered function/op" in str(error) or "NOT_IMPLEMENTED" in str(error)
+    return " (if it has custom operators, name their library with --custom-ops)" if custom else ""
 
 
 @contextlib.contextmanager

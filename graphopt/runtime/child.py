@@ -9,11 +9,16 @@ import os
 import pickle
 import queue
 import resource
+import shutil
 import signal
 import sys
 import threading
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from graphopt.errors import UsageError
+
+_OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "Cannot allocate memory")
 
 
 def main() -> None:
@@ -31,7 +36,8 @@ def _read(stream: BinaryIO, requests: queue.SimpleQueue[tuple[str, tuple[Any, ..
     try:
         while True:
             requests.put(pickle.load(stream))
-    except EOFError:
+    except EOFError:  # the parent removes its folder itself, unless it was killed
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
         os._exit(0)
 
 
@@ -56,12 +62,14 @@ def _serve(requests: queue.SimpleQueue[tuple[str, tuple[Any, ...]]], answers: Bi
 def _answer(runtime: Any, method: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
     try:
         return "ok", getattr(runtime, method)(*arguments)
+    except UsageError as error:
+        return "usage", str(error)
     except MemoryError as error:
         return "memory", str(error)
     except OSError as error:  # results could not be spilled
         return "refused", str(error)
     except Exception as error:
-        out_of_memory = "bad_alloc" in str(error) or "Failed to allocate memory" in str(error)
+        out_of_memory = any(text in str(error) for text in _OUT_OF_MEMORY)
         return "memory" if out_of_memory else "failed", str(error)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from graphopt.errors import UsageError
 from graphopt.runtime.accumulators import Kind
 from graphopt.runtime.profile import NodeTime, read_trace, record
 from graphopt.runtime.values import BFLOAT16, PACKED_BITS, STRING, FileRange, Tensor, Value, dtype_of
@@ -185,7 +186,10 @@ class Runtime:
         # Threads of one session that spin on after its run would steal time from the next session's.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         for library in self._custom_ops:
-            options.register_custom_ops_library(library)
+            try:
+                options.register_custom_ops_library(library)
+            except Exception as error:  # ONNX Runtime has no class of its own for it
+                raise UsageError(f"custom operators cannot be loaded from {library}: {error}") from error
         if configure is not None:
             configure(options)
         session = ort.InferenceSession(model, options, providers=list(target.providers))

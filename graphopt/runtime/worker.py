@@ -56,9 +56,13 @@ class Worker:
         time_limit: seconds that one call may take.
         custom_ops: shared libraries of custom operators to register in every session.
 
+    Attributes:
+        folder: for files that nobody needs after the worker; the child removes it when the parent is killed.
+
     Every method raises :class:`WorkerError` whose ``reason`` is ``failed`` (ONNX Runtime says no), ``died``,
     ``timeout`` or ``memory``; :class:`MissingRuntimeError` without ONNX Runtime; and
-    :class:`SystemRefusedError` when the disk for large results is full.
+    :class:`SystemRefusedError` when the disk for large results is full; :class:`UsageError` when a library of
+    custom operators cannot be loaded.
     """
 
     def __init__(
@@ -73,8 +77,8 @@ class Worker:
         self._memory_limit = memory_limit or _most_memory()
         self._time_limit = time_limit
         self._custom_ops = custom_ops
-        self._spill = Path(tempfile.mkdtemp(prefix="graphopt-"))
-        self._cleanup = weakref.finalize(self, shutil.rmtree, self._spill, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="graphopt-"))
+        self._cleanup = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._keys = itertools.count()
         self._life = 0
         self._child: subprocess.Popen[bytes] | None = None
@@ -189,7 +193,7 @@ class Worker:
             session.life = self._life
 
     def _start(self) -> None:
-        command = [sys.executable, "-P", "-m", "graphopt.runtime.child", str(self._spill)]
+        command = [sys.executable, "-P", "-m", "graphopt.runtime.child", str(self.folder)]
         command += [str(self._memory_limit), *map(os.path.abspath, self._custom_ops)]
         search_path = os.pathsep.join(path for path in sys.path if path)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
@@ -222,7 +226,11 @@ class Worker:
                 f"ONNX Runtime cannot be imported ({_line(result)}): install graphopt[cpu] or graphopt[gpu]"
             )
         if status == "refused":
-            raise SystemRefusedError(f"results cannot be written to {self._spill}: {_line(result)}")
+            raise SystemRefusedError(f"results cannot be written to {self.folder}: {_line(result)}")
+        if status == "usage":
+            raise UsageError(_line(result))
+        if status == "memory":
+            raise self._out_of_memory(result)
         raise WorkerError(_line(result), status)
 
     def _answer(self, stream: IO[bytes]) -> tuple[str, Any]:
@@ -241,9 +249,14 @@ class Worker:
         self._stderr.seek(0)
         last = _line(self._stderr.read()[-4000:].decode(errors="replace"))
         if "bad_alloc" in last or "MemoryError" in last:
-            return WorkerError(f"ONNX Runtime ran out of memory: {last}", "memory")
+            return self._out_of_memory(last)
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         return WorkerError(f"ONNX Runtime ended its process ({cause}){': ' + last if last else ''}", "died")
+
+    def _out_of_memory(self, message: str) -> WorkerError:
+        allowed = f"{self._memory_limit / 1e9:.3g} GB"
+        told = f"ONNX Runtime ran out of memory; it may take {allowed}, --memory-limit allows more"
+        return WorkerError(f"{told}: {_line(message)}", "memory")
 
     def _kill(self) -> None:
         child, self._child = getattr(self, "_child", None), None

@@ -25,6 +25,18 @@ def schema(op_type: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
         return None
 
 
+def undefined_operators(model: ir.Model) -> list[str]:
+    """The operators of the standard domain that onnx does not define at the opset in force, in words."""
+    found: dict[str, None] = {}
+    for graph in g.graphs(model):
+        opset = g.opset(model, graph)
+        for node in graph:
+            standard = node.domain in g.DEFAULT_DOMAINS and node.op_identifier() not in model.functions
+            if standard and schema(node.op_type, opset, "") is None:
+                found[f"'{node.op_type}' (opset {opset})"] = None
+    return list(found)
+
+
 def by_schema(at: At) -> Sequence[Fact] | None:
     """The facts of all outputs; ``None`` when no schema describes the operator."""
     node = at.node

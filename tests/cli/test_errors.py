@@ -178,6 +178,10 @@ USAGE = {
         ["optimize", "{tiny}", "{out}", "--custom-ops", "{folder}/none.so"],
         "none.so",
     ),
+    "custom op library that is none": (
+        ["optimize", "{tiny}", "{out}", "--custom-ops", "{tiny}"],
+        "tiny.onnx",
+    ),
     "no such data": (["optimize", "{tiny}", "{out}", "--data", "{folder}/none.npz"], "none.npz"),
     "no such function": (["optimize", "{tiny}", "{out}", "--data", "none.module:samples"], "none.module"),
     "unreadable shape": (["optimize", "{tiny}", "{out}", "--shape", "x=axb"], "x=axb"),
@@ -302,6 +306,24 @@ def test_unknown_custom_op_is_optimized_structurally(call: Call, tiny: Path) -> 
     assert outcome.code == 0, outcome
     assert "structural only" in outcome.out
     assert [node.op_type for node in onnx.load(out).graph.node] == ["Op"]
+
+
+@pytest.mark.parametrize("command", ["optimize", "verify", "bench"])
+def test_unknown_operators_of_the_standard_domain_are_invalid(call: Call, tiny: Path, command: str) -> None:
+    _save(tiny, TINY.replace("Add(same, w)", "Addx(same, w)"))
+    out = tiny.with_name("out.onnx")
+    outcome = call(command, tiny, out if command == "optimize" else tiny)
+    assert outcome.code == 3, outcome
+    _assert_one_line(outcome.err)
+    assert "'Addx' (opset 17)" in outcome.err
+    assert not out.exists()
+
+
+def test_a_memory_limit_that_is_too_small_is_named(call: Call, tiny: Path) -> None:
+    outcome = call("optimize", tiny, tiny.with_name("out.onnx"), "--memory-limit", "0.01")
+    assert outcome.code == 0, outcome
+    assert "--memory-limit" in outcome.out
+    assert "--custom-ops" not in outcome.out
 
 
 @pytest.mark.parametrize("broken", ["a", "b"])
