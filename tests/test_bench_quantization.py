@@ -221,6 +221,16 @@ def test_settled_normalizations_normalize():
     assert outputs.std((0, 2, 3)) == pytest.approx([1, 1], abs=1e-3)
 
 
+@pytest.mark.parametrize(("last", "kept"), [("Softmax", ["Relu"]), ("Neg", ["Relu", "Neg"])])
+def test_softmax_at_the_end_is_left_out(last, kept):
+    ends = [helper.make_tensor_value_info(name, 1, [1, 3]) for name in ("x", "y")]
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node(last, ["r"], ["y"])]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:]))
+    settle.without_softmax(model)
+    assert [node.op_type for node in model.graph.node] == kept
+    assert model.graph.output[0].name == ("r" if last == "Softmax" else "y")
+
+
 def _entry(metric, speed, share=100, *, agreement=99.0, sqnr=20.0, verdict="faster"):
     return {
         "metric": metric,

@@ -85,7 +85,7 @@ def quantize(name: str, model: Path, samples: Path, folder: Path, plan: Plan) ->
             return facts
     result.unlink(missing_ok=True)
     command = contestants.command(name, model, samples, result, plan.peers_python)
-    limited = ["prlimit", f"--data={plan.limit_bytes}", *command]
+    limited = ["prlimit", f"--data={plan.limit_bytes}:", *command]
     usage = measure(limited, plan.limit_s, contestants.environment())
     failed = usage.exit_code != 0 or not result.exists()
     facts = {

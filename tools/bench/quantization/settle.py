@@ -18,15 +18,25 @@ from tools.bench.quantization.task import Array, Feeds
 
 
 def settled(name: str, samples: Sequence[Feeds]) -> Path:
-    """The model `name` with statistics of these samples, made once and then taken from the cache."""
+    """The model `name` with statistics of these samples and logits as outputs, made once and then cached."""
     target = models.cache_folder() / "settled" / f"{name}.onnx"
     if not target.exists():
         model = onnx.load(models.path(name))
+        without_softmax(model)
         settle(model, samples)
         target.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(model, target.with_suffix(".part"))
         target.with_suffix(".part").replace(target)
     return target
+
+
+def without_softmax(model: onnx.ModelProto) -> None:
+    """Let the model give logits: probabilities of drawn weights are so small that they say little."""
+    (output,) = model.graph.output
+    last = next(node for node in model.graph.node if output.name in node.output)
+    if last.op_type == "Softmax":
+        output.name = last.input[0]
+        model.graph.node.remove(last)
 
 
 def settle(model: onnx.ModelProto, samples: Sequence[Feeds]) -> None:

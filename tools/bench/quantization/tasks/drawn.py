@@ -26,7 +26,7 @@ SETTLING = 8  # photographs for the statistics
 
 @dataclass(frozen=True)
 class Drawn(Task):
-    """The outputs are taken as logits: softmax, where the network ends with one, is undone."""
+    """There are no right answers, but the outputs vary with what is seen."""
 
     name: str
     kind: str = "Drawn weights"
@@ -55,8 +55,7 @@ class Drawn(Task):
 
     def predict(self, run: Run, example: Example) -> Prediction:
         """Logits [1, classes] and the largest."""
-        output = run(example.feeds)[0].reshape(1, -1).astype(np.float64)
-        values = logits(output) if is_distribution(output) else output
+        values = run(example.feeds)[0].reshape(1, -1)
         return Prediction(values, values.argmax(1))
 
     def agreement(self, reference: Sequence[Prediction], found: Sequence[Prediction]) -> float:
@@ -69,17 +68,6 @@ class Drawn(Task):
         if share < LEAST_VARIATION:
             raise ValueError(f"the outputs vary by only {100 * share:.1f} % of their size")
         return super().agreement(reference, found)
-
-
-def is_distribution(output: Array) -> bool:
-    """Whether these are probabilities that sum to one."""
-    return bool((output >= 0).all() and abs(output.sum() - 1) < 1e-2)
-
-
-def logits(probabilities: Array) -> Array:
-    """Logits of mean zero from probabilities."""
-    logs = np.log(np.maximum(probabilities, 1e-30))
-    return logs - logs.mean()
 
 
 def variation(values: Sequence[Array]) -> float:
