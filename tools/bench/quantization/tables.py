@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from tools.bench.quantization.contestants import ORIGINAL
 from tools.bench.tables import markdown
 
 Facts = dict[str, Any]
+LONGEST_REMARK = 100
 HEAD = [
     "task",
     "contestant",
@@ -70,7 +72,7 @@ def row(task: str, name: str, entry: Facts, workloads: list[str]) -> list[str]:
         number(entry.get("integer_macs"), ".0f"),
         number(entry.get("seconds"), ".1f"),
         number(entry["peak_bytes"] / 1e6 if "peak_bytes" in entry else None, ".0f"),
-        entry.get("why", ""),
+        textwrap.shorten(entry.get("why", ""), LONGEST_REMARK, placeholder=" …"),
     ]
 
 
