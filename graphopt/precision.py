@@ -8,14 +8,16 @@ reason.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from graphopt.errors import WorkerError
 from graphopt.proof.measure import Comparison, compare
-from graphopt.runtime.values import Value
+from graphopt.samples.batches import stacked
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -26,7 +28,33 @@ if TYPE_CHECKING:
     from graphopt.proof.heldout import Division
     from graphopt.report import LayerReport
     from graphopt.runtime.worker import Worker
+    from graphopt.samples.sampling import Sample
     from graphopt.target import Target
+
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Measurements of two models on all workloads."""
+
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the second model is: the geometric mean."""
+        return math.prod(found.ratio for found in self.comparisons) ** (1 / len(self.comparisons))
+
+    @property
+    def pays(self) -> bool:
+        """Whether the second model is faster on some workload and slower on none."""
+        verdicts = {found.verdict for found in self.comparisons}
+        return "faster" in verdicts and "slower" not in verdicts
+
+    def summary(self) -> str:
+        """All measurements in words."""
+        return "; ".join(found.summary() for found in self.comparisons)
 
 
 @dataclass
@@ -69,20 +97,26 @@ class Task:
         return self.write(self.model)
 
     @cached_property
-    def workload(self) -> dict[str, Value]:
-        """The sample to measure with: the first that calibrates, else the first that judges."""
-        return next(itertools.chain(self.division.calibration, self.division.evaluation))
+    def workloads(self) -> list[Sample]:
+        """What to measure with: the first sample, and many in one batch where that dim is dynamic."""
+        samples = itertools.chain(self.division.calibration, self.division.evaluation)
+        first = next(samples)
+        batch = stacked(self.model.ir, itertools.chain([first], samples), BATCH)
+        return [first, batch] if batch is not None and self._runs(batch) else [first]
 
-    def compare(self, before: Path, after: Path) -> Comparison:
-        """Measure two files interleaved."""
-        return compare(
-            before,
-            after,
-            self.workload,
-            worker=self.worker,
-            target=self.target,
-            threads=self.options.threads,
-        )
+    def _runs(self, sample: Sample) -> bool:
+        session = self.worker.open(self.float_path, self.target, self.options.threads)
+        try:
+            self.worker.run(session, sample)
+        except WorkerError:
+            return False
+        self.worker.close(session)
+        return True
+
+    def compare(self, before: Path, after: Path) -> Trial:
+        """Measure two files interleaved, on each workload."""
+        how = partial(compare, worker=self.worker, target=self.target, threads=self.options.threads)
+        return Trial(tuple(how(before, after, sample) for sample in self.workloads))
 
     def progress(self, stage: str, done: int | None = None, total: int | None = None) -> None:
         """Tell the user."""

@@ -128,7 +128,8 @@ def dropout_mask(at: Place) -> None:
 
 
 def dropout_ratio(at: Place) -> None:
-    """The ratio, which matters to training only, becomes an input."""
+    """The ratio, which matters to training only, becomes an input; the mask of all False is all True now."""
+    at.require(not _used(at.node.outputs[1:]), "its mask meant the opposite before opset 12")
     ratio = at.take("ratio")
     if ratio is not None:
         at.feed(1, np.array(ratio, np.float32), "ratio")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -52,21 +52,15 @@ class Draft:
         )
 
     @cached_property
-    def profile(self) -> Profile:
+    def profiles(self) -> list[Profile]:
         """Where its time goes."""
-        return profile_of(self.task, self.model)
+        return profiles_of(self.task, self.model)
 
 
-def profile_of(task: Task, model: Model) -> Profile:
-    """Where a model's time goes, on the workload."""
-    return profile(
-        model,
-        task.workload,
-        worker=task.worker,
-        target=task.target,
-        threads=task.options.threads,
-        budget_s=PROFILE_S,
-    )
+def profiles_of(task: Task, model: Model) -> list[Profile]:
+    """Where a model's time goes, on each workload."""
+    how = partial(profile, worker=task.worker, target=task.target, threads=task.options.threads)
+    return [how(model, sample, budget_s=PROFILE_S) for sample in task.workloads]
 
 
 @dataclass

@@ -79,6 +79,6 @@ class Findings:
         return float(np.asarray(bins.counts)[outside].sum() / bins.count)
 
     def _ms(self, part: Part, what: str) -> float | None:
-        known: dict[str, float] = getattr(self.timing, what) if self.timing else {}
+        known: dict[str, float] = getattr(self.timing.workloads[0], what) if self.timing else {}
         seconds = known.get(part.name)
         return None if seconds is None else seconds * 1e3

@@ -15,14 +15,13 @@ from functools import cached_property
 from graphopt import graph as g
 from graphopt.activations import Collector
 from graphopt.calibration import Calibration
-from graphopt.precision import Outcome, Task
+from graphopt.precision import BATCH, Outcome, Task, Trial
 from graphopt.proof.accuracy import Score
-from graphopt.proof.measure import Comparison
 from graphopt.runtime.accumulators import Histogram
 from graphopt.runtime.cpu import cpu
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import find_ranges
-from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profile_of
+from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
 from graphopt_passes.quantize.fit import Fitted, fitted, nearest
 from graphopt_passes.quantize.layer_report import Findings
 from graphopt_passes.quantize.partition import Labelling, cheapest, sweep
@@ -33,7 +32,7 @@ from graphopt_passes.quantize.timing import Timing
 
 OPSET = 13
 _AUDITS = 4
-_REFINEMENTS = 2
+_REFINEMENTS = 3
 # A reversion to floats that costs less than this share of the gain is taken for its accuracy.
 _CHEAP = 0.02
 
@@ -157,8 +156,7 @@ class _Search:
         tried = self._tried(chosen)
         measured = [(self._measure(draft), draft) for draft in tried]
         best, draft = max(measured, key=lambda pair: pair[0].ratio)
-        self.comparison = best
-        if best.verdict == "faster":
+        if best.pays:
             return draft
         self._slow = f"int8 does not pay on this machine: at best {best.summary()}"
         return None
@@ -167,30 +165,33 @@ class _Search:
         """All parts, and what minimum cuts of the measured times choose of them."""
         timing = self.findings.timing = Timing(self.placement, self._elements())
         self.task.progress("measuring where integers pay")
-        timing.learn(profile_of(self.task, self.model), frozenset())
+        timing.learn(profiles_of(self.task, self.model), frozenset())
         found: dict[frozenset[str], Draft] = {}
         for _ in range(_REFINEMENTS + 1):
             draft = self.drafts.build(chosen)
             if draft.nodes in found or not draft.nodes:
                 break
             found[draft.nodes] = draft
-            timing.learn(draft.profile, draft.nodes)
+            timing.learn(draft.profiles, draft.nodes)
             chosen = self._allowed(cheapest(timing.costs()).integers)
         return list(found.values())
 
     def _allowed(self, chosen: Collection[str]) -> frozenset[str]:
         return consistent(self.placement, [name for name in chosen if name not in self.findings.reasons])
 
-    def _elements(self) -> dict[str, float]:
+    def _elements(self) -> list[dict[str, float]]:
+        """The elements of each value in each workload, if they grow with those of the inputs."""
         statistics = self.calibration.statistics
         count = max(statistics.samples, 1)
-        return {
+        found = {
             request.value: found.count / count
             for request, found in statistics.found.items()
             if request.kind == Histogram()
         }
+        batches = [1.0] + [float(BATCH) for _ in self.task.workloads[1:]]
+        return [{name: size * batch for name, size in found.items()} for batch in batches]
 
-    def _measure(self, draft: Draft) -> Comparison:
+    def _measure(self, draft: Draft) -> Trial:
         return self.task.compare(self.task.float_path, draft.path)
 
     # Accuracy.
@@ -259,7 +260,7 @@ class _Search:
         """Accept a slower draft only if it still beats the float model."""
         if self.task.measured:
             found = self._measure(draft)
-            if found.verdict != "faster":
+            if not found.pays:
                 return self._refuse(f"what keeps the budget does not pay: {found.summary()}", score)
         for name in self.findings.penalties.keys() - draft.nodes:
             self.findings.reasons.setdefault(
