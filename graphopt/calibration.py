@@ -18,8 +18,9 @@ from graphopt import graph as g
 from graphopt.activations import Collector, Request, Statistics
 from graphopt.errors import DataError, UsageError
 from graphopt.model import Model
-from graphopt.runtime.accumulators import Accumulator, Extent, Histogram, Mean
+from graphopt.runtime.accumulators import Accumulator, Extent, Histogram
 from graphopt.runtime.grid_errors import GridErrors, Steps
+from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments, Patches
 from graphopt.runtime.values import Tensor, Value
 from graphopt.samples.inputs import check, inputs_of

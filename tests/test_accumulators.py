@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import compute, parse
 
-from graphopt.runtime.accumulators import Bins, Extent, Histogram, Mean
+from graphopt.runtime.accumulators import Bins, Extent, Histogram
 from graphopt.runtime.grid_errors import GridErrors, Steps
+from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments, Patches
 
 SETTINGS = settings(max_examples=80, deadline=None, derandomize=True)

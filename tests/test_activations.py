@@ -10,7 +10,8 @@ from support import compute, parse
 from graphopt.activations import Collector, Request
 from graphopt.errors import DataError, UnsupportedModelError, UsageError, WorkerError
 from graphopt.model import Model
-from graphopt.runtime.accumulators import Extent, Histogram, Mean
+from graphopt.runtime.accumulators import Extent, Histogram
+from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments
 from graphopt.runtime.worker import Worker
 

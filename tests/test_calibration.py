@@ -11,8 +11,9 @@ from graphopt.activations import Collector, Request
 from graphopt.calibration import Calibration, Fingerprint
 from graphopt.errors import DataError, UsageError
 from graphopt.model import Model
-from graphopt.runtime.accumulators import Extent, Histogram, Mean
+from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.grid_errors import GridErrors, Steps
+from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments, Patches
 from graphopt.runtime.worker import Worker
 
