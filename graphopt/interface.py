@@ -94,18 +94,23 @@ def differences(before: Interface, after: Interface, frozen: Collection[str] = (
     found += _changed("the", before.properties, after.properties)
     found += _changed("metadata", before.metadata_props, after.metadata_props)
     found += _changed("graph metadata", before.graph_metadata_props, after.graph_metadata_props)
-    kept_opsets = {domain: after.opset_imports.get(domain) for domain in before.opset_imports}
-    found += _changed("the opset of domain", before.opset_imports, kept_opsets)
+    for domain, version in sorted(before.opset_imports.items()):
+        kept_version = after.opset_imports.get(domain)
+        if kept_version is None or kept_version < version:
+            found.append(f"the opset of domain {domain!r} was {version} and is {kept_version}")
     if after.ir_version < before.ir_version:
         found.append(f"the IR version was {before.ir_version} and is {after.ir_version}")
     return found
 
 
 def notices(before: Interface, after: Interface) -> list[str]:
-    """What passes may change if the report says so: a newer IR version, added opsets, lost functions."""
+    """What passes may change if the report says so: newer versions, added opsets, lost functions."""
     said = []
     if after.ir_version > before.ir_version:
         said.append(f"IR version {before.ir_version} became {after.ir_version}")
+    for domain, version in sorted(before.opset_imports.items()):
+        if after.opset_imports.get(domain, 0) > version:
+            said.append(f"opset {version} of domain {domain!r} became {after.opset_imports[domain]}")
     for domain in sorted(set(after.opset_imports) - set(before.opset_imports)):
         said.append(f"opset {after.opset_imports[domain]} of domain {domain!r} was added")
     for domain, name, overload in sorted(before.functions - after.functions):

@@ -68,7 +68,7 @@ def change_version(proto: onnx.ModelProto) -> None:
 
 
 def lose_opset(proto: onnx.ModelProto) -> None:
-    proto.opset_import[0].version = 18
+    proto.opset_import[0].version = 16
 
 
 def lower_ir(proto: onnx.ModelProto) -> None:
@@ -89,7 +89,7 @@ CHANGES: dict[Callable[[onnx.ModelProto], None], str] = {
     freeze: "input 'bias' has lost its default value",
     drop_metadata: "metadata 'author' was 'me' and is None",
     change_version: "the 'model version' was 3 and is 4",
-    lose_opset: "the opset of domain '' was 17 and is 18",
+    lose_opset: "the opset of domain '' was 17 and is 16",
     lower_ir: "the IR version was 8 and is 7",
     drop_port_doc: "input 'x': the doc string was '' and is 'new'",
 }
