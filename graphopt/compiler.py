@@ -402,10 +402,20 @@ class Compiler:
             raise ParityError(f"not verified, so --strict writes nothing: {self.report.evidence_detail}")
         if self.output is not None:
             self._begin("saving")
-            self.candidates.stage(candidate)
-            assert candidate.staged is not None
-            candidate.staged.commit()
+            self._commit(candidate, self.output)
         return Result(candidate.model, self.report)
+
+    def _commit(self, candidate: Candidate, output: Path) -> None:
+        """Let the files appear; data files of the model that was there go, if nobody needs them."""
+        from graphopt.leftovers import Leftovers
+
+        self.candidates.stage(candidate)
+        assert candidate.staged is not None
+        leftovers, original = Leftovers.of(output), self.original
+        replaced = original.path is not None and output.exists() and output.samefile(original.path)
+        candidate.staged.commit()
+        self.report.data_files = list(candidate.staged.others)
+        self.report.notes += leftovers.remove(() if replaced else original.data_files)
 
     def _check_contract(self, candidate: Candidate) -> None:
         from graphopt.interface import Interface, differences, notices

@@ -120,7 +120,11 @@ class AccuracyReport:
 
 @dataclass
 class Report:
-    """Everything about one run; ``evidence`` is ``verified``, ``structural only`` or ``not verified``."""
+    """Everything about one run.
+
+    ``evidence`` is ``verified``, ``structural only`` or ``not verified``; ``data_files`` are the names of the
+    files beside ``output`` that hold its weights.
+    """
 
     source: str
     output: str | None
@@ -142,6 +146,7 @@ class Report:
     pass_rewrites: dict[str, int] = field(default_factory=dict)
     accuracy: AccuracyReport | None = None
     layers: list[LayerReport] = field(default_factory=list)
+    data_files: list[str] = field(default_factory=list)
 
     def absorb(self, journal: Journal, model: Model) -> None:
         """Take over what the journal of the kept result says; refusals only of what the model still has."""

@@ -42,7 +42,7 @@ def facts(report: Report, verbose: int) -> Iterator[Fact]:
     yield from _once("note", report.notes)
     yield from _once("try", report.suggestions)
     if report.output is not None:
-        yield "wrote", report.output
+        yield "wrote", " and ".join([report.output, *report.data_files])
 
 
 def rule_rows(report: Report) -> Iterator[Sequence[str]]:

@@ -31,6 +31,7 @@ class Staged:
 
     Attributes:
         path: where the main file is now: in the dot-named folder, after ``commit`` at its destination.
+        others: the names of the other files, which lie beside the main one.
     """
 
     def __init__(self, destination: Path) -> None:
@@ -42,7 +43,7 @@ class Staged:
         """
         check_destination(destination)
         self.destination = destination
-        self._others: list[str] = []
+        self.others: list[str] = []
         self._home = destination.absolute().parent
         self._folder = self._home / f".{destination.name[:80]}.{secrets.token_hex(4)}.tmp"
         self.path = self._folder / destination.name
@@ -71,7 +72,7 @@ class Staged:
             self.discard()
             raise
         if name is not None:
-            self._others.append(name)
+            self.others.append(name)
 
     def commit(self) -> None:
         """Rename the files to their destination, the main one last; it is what makes them count.
@@ -82,7 +83,7 @@ class Staged:
         moved: list[Path] = []
         try:
             with refusals(f"cannot write {self.destination}"):
-                for name in self._others:
+                for name in self.others:
                     os.rename(self._folder / name, self._home / name)
                     moved.append(self._home / name)
                 _sync_folder(self._home)

@@ -231,3 +231,9 @@ def test_optimizing_imports_no_more_than_it_needs(tiny: Path) -> None:
 
 def test_reference_is_current() -> None:
     assert cli_reference.PAGE.read_text() == cli_reference.reference(), "run python -m tools.cli_reference"
+
+
+def test_the_data_file_is_named(call: Call, heavy: Path) -> None:
+    out = heavy.with_name("out.onnx")
+    outcome = call("optimize", heavy, out, "--external-data", "--no-verify", "--no-measure")
+    assert f"{out} and out.onnx.data" in " ".join(outcome.out.split())
