@@ -157,6 +157,7 @@ def test_grid_errors(axis):
 @pytest.mark.parametrize("axis", [0, 1, None])
 def test_grid_errors_of_a_part_stand_for_the_whole(axis):
     x = np.random.default_rng(4).standard_normal((16, 1 << 16)).astype(np.float32)
+    x *= np.linspace(0, 1, 1 << 16, dtype=np.float32)  # the beginning stands for nothing
     found = _fed(GridErrors(GRIDS[:1], axis), [x, x])
     assert found.count * found.energy.size < x.size / 2
     whole = np.square(GRIDS[0].round(x) - x).sum() / x.size
@@ -220,6 +221,12 @@ def test_moments_of_some_rows_stand_for_all():
     expected = mix.T @ mix
     assert np.abs(some.products[0] / some.count - expected).max() < 0.15 * np.abs(expected).max()
     assert not _same(some, _fed(Moments(5, seed=1), arrays))
+
+
+def test_each_array_gives_other_rows():
+    x = np.random.default_rng(2).standard_normal((20000, 5)).astype(np.float32)
+    once, twice = _fed(Moments(5), [x]), _fed(Moments(5), [x, x])
+    assert np.abs(twice.products - 2 * once.products).max() > 1e-3
 
 
 def test_moments_refuse_another_layer():

@@ -14,6 +14,7 @@ from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments
 from graphopt.runtime.worker import Worker
+from graphopt.tapping import Tapper
 
 CHAIN = """g (float[n,4,h,w] x, float[5,4,3,3] weight) => (float[n,5,a,b] y) {
     c = Conv<pads=[1,1,1,1]>(x, weight)
@@ -245,6 +246,26 @@ def test_the_budget_bounds_each_group(chain, worker):
     for fit in (1, 2, 3, 4):
         parts = list(Collector(worker, memory=fit * size).stream(Model.of(chain), requests, samples))
         assert len(parts) == -(-4 // fit)
+
+
+def test_the_largest_of_the_first_samples_counts(chain, worker):
+    requests = [Request(name, Extent()) for name in ("c", "r", "s", "y")]
+    shapes = [(1, 4, 8, 6), (1, 4, 8, 6), (1, 4, 16, 6)]
+    samples = [{"x": np.ones(shape, np.float32)} for shape in shapes]
+    collector = Collector(worker, memory=2 * 5 * 16 * 6 * 4)
+    assert len(list(collector.stream(Model.of(chain), requests, samples))) == 2
+
+
+def test_only_what_the_taps_need_is_left(chain):
+    model = Model.of(chain).clone()
+    tapper = Tapper(model.ir)
+    tapper.tap("c")
+    tapper.finish()
+    assert [node.op_type for node in model.ir.graph] == ["Conv"]
+    tapper = Tapper(model.ir)
+    tapper.tap("x")
+    tapper.finish()
+    assert not len(model.ir.graph) and not model.ir.graph.initializers
 
 
 def test_the_model_is_not_changed(chain, worker):
