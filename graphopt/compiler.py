@@ -443,10 +443,14 @@ class Compiler:
             report.evidence_detail = "no comparison was asked for"
 
     def _unanswered(self) -> Iterator[str]:
-        """What the user asked for and nothing in the model answers to, such as a misspelt name."""
+        """What the user asked for and did not get, such as what a misspelt name stands for."""
+        from graphopt.samples.synthetic import parse_shapes
+
         known = {name for node in g.nodes(self.original.ir) for name in (node.op_type, node.name)}
         if unknown := [name for name in self.options.keep if name not in known]:
             yield f"--keep: no node or operator is called {', '.join(map(repr, unknown))}"
+        if self.report.comparison is not None and len(parse_shapes(self.options.shapes)) > 1:
+            yield "latency was measured at the first --shape only; 'graphopt bench' measures at each"
         wanted = (self.replayed or frozenset()) - {item.rewrite for item in self.candidates.left_out}
         if missed := len(wanted - set(self.report.rewrites)):
             yield f"--replay: {missed} of {len(wanted)} rewrites of the report found no place in this model"

@@ -199,7 +199,12 @@ def test_what_the_runtime_rounds_differently_when_optimizing_excuses_nothing_els
     assert verifier.check(original).summary().count("weak evidence") == 0
     verdict = verifier.check(_quantized(tmp_path / "b.onnx", offset=0.01))
     assert not verdict.ok
-    assert "(reference)" in verdict.reason
+    assert "run as written" in verdict.reason
+
+
+def test_a_failure_says_how_the_model_was_run(worker, tmp_path):
+    verdict = _verifier(worker, _mlp(tmp_path / "a.onnx")).check(_mlp(tmp_path / "b.onnx", bias=1.0))
+    assert verdict.reason.startswith("output 'y' of sample 0, run as written: ")
 
 
 def test_outputs_that_rounding_alone_changes_are_weak_evidence(worker, tmp_path):

@@ -41,6 +41,7 @@ def _line(error: BaseException) -> tuple[str, int]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "graphopt"
         text = error.format_message().rstrip(".")
+        text = text.replace("a valid int range", "a whole number")
         return f"{text}{'' if text.endswith('?') else ';'} '{command} --help' shows the usage", 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; an output appears whole or not at all", 130

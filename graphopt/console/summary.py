@@ -93,12 +93,12 @@ def benched(found: Bench) -> Iterator[Fact]:
     before, after = found.before, found.after
     yield "nodes", _arrow(f"{before.nodes:,}", f"{after.nodes:,}", units.change(before.nodes, after.nodes))
     yield "size", _sizes(before.file_bytes, after.file_bytes)
-    for label, old, new in (
-        ("parameters", before.parameters, after.parameters),
-        ("MACs", before.macs, after.macs),
+    for label, old, new, where in (
+        ("parameters", before.parameters, after.parameters, ""),
+        ("MACs", before.macs, after.macs, f" at {found.comparisons[-1].workload}"),
     ):
         if old is not None and new is not None:
-            yield label, _arrow(units.count(old), units.count(new), units.change(old, new))
+            yield label, _arrow(units.count(old), units.count(new), units.change(old, new)) + where
     for comparison in found.comparisons:
         yield from _measured(comparison)
 
@@ -108,7 +108,7 @@ def _measured(found: Comparison) -> Iterator[Fact]:
     before, after = found.before, found.after
     times = [units.seconds(cost.median_ms / 1e3) for cost in (before, after)]
     verdict = "no difference beyond noise" if found.verdict == "same" else found.verdict
-    yield "latency", f"{times[0]} -> {times[1]}  ({found.ratio:.2f}x ± {found.noise:.2g}: {verdict})"
+    yield "latency", f"{times[0]} -> {times[1]}  ({found.ratio:.2f}x paired ± {found.noise:.2g}: {verdict})"
     threads = units.plural(found.threads, "thread") if found.threads else "default threads"
     spread = " -> ".join(f"{cost.low_ms:.3g}-{cost.high_ms:.3g}" for cost in (before, after))
     yield "", f"{found.workload}; {threads}, {found.target}; quartiles {spread} ms"

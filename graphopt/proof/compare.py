@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphopt.errors import UnsupportedModelError, WorkerError
+from graphopt.errors import UnsupportedModelError, UsageError, WorkerError
 from graphopt.inspection import Inspection
 from graphopt.interface import Interface, Port, differences
 from graphopt.model import Model
@@ -130,8 +130,7 @@ def bench(a: Path, b: Path, conditions: Conditions, progress: Progress = silent)
     comparisons = []
     with conditions.worker() as worker:
         progress("loading")
-        original = Model.load(a)
-        Model.load(b)
+        original, other = Model.load(a), Model.load(b)
         for index, shapes in enumerate(workloads):
             progress("measuring", index, len(workloads))
             samples = replace(conditions, shapes=shapes).samples(original)
@@ -143,6 +142,8 @@ def bench(a: Path, b: Path, conditions: Conditions, progress: Progress = silent)
                     )
                 )
             except WorkerError as error:
+                if wrong := _inputs_differ(original, other):
+                    raise UsageError(f"{b} does not take what {a} takes: {'; '.join(wrong)}") from error
                 raise UnsupportedModelError(f"cannot measure {a} against {b}: {error}") from error
         dims = {name: value.shape for name, value in sample.items() if isinstance(value, Tensor)}
         before, after = (Side.of(path, dims) for path in (a, b))
@@ -151,6 +152,12 @@ def bench(a: Path, b: Path, conditions: Conditions, progress: Progress = silent)
 
 def _spelled(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     return [f"{name}={'x'.join(map(str, dims))}" for name, dims in shapes.items()]
+
+
+def _inputs_differ(a: Model, b: Model) -> list[str]:
+    """How the inputs of one model differ from another's; dims that differ need not matter to a sample."""
+    before, after = (replace(_ports_of(Interface.of(model)), outputs=()) for model in (a, b))
+    return differences(before, after, before.overridable)
 
 
 def _ports_of(interface: Interface) -> Interface:

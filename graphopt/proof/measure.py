@@ -58,7 +58,8 @@ class Comparison:
 
     Attributes:
         before, after: what each costs.
-        ratio: median over rounds of before / after; above 1 the second model is faster.
+        ratio: median over rounds of before / after, paired, which need not be the ratio of the medians;
+            above 1 the second model is faster.
         noise: half the width of the ratio's 99 % confidence interval.
         verdict: whether the second model is ``faster``, ``slower`` or the ``same`` beyond that noise.
         rounds: how many pairs of runs were made.
@@ -88,10 +89,10 @@ class Comparison:
         return self.after.median_ms
 
     def summary(self) -> str:
-        """One line: ``1.24 ms → 1.02 ms, 1.21x ± 0.03 (faster) at x 1x3x224x224, default threads, cpu``."""
+        """One line: ``1.24 ms → 1.02 ms, 1.21x paired ± 0.03 (faster) at x 1x3, default threads, cpu``."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else "default threads"
         return (
-            f"{self.before_ms:.3g} ms → {self.after_ms:.3g} ms, {self.ratio:.2f}x ± {self.noise:.2g}"
+            f"{self.before_ms:.3g} ms → {self.after_ms:.3g} ms, {self.ratio:.2f}x paired ± {self.noise:.2g}"
             f" ({self.verdict}) at {self.workload}, {threads}, {self.target}"
         )
 

@@ -201,7 +201,8 @@ class Verifier:
                         return self._failure(failure, worst, index)
         except WorkerError as error:
             where = "" if index is None else f" on sample {index}"
-            return self._failure(f"the result does not run{where} ({level.name}): {error}", worst, index)
+            reason = f"the result does not run{where}, {_level_words(level)}: {error}"
+            return self._failure(reason, worst, index)
         return None
 
     def _failure(self, reason: str, worst: dict[str, OutputError], index: int | None) -> Verdict:
@@ -219,9 +220,8 @@ class Verifier:
             judgement = judge(self.spreads[level].setdefault(name, Spread()), tensor, found[name])
             worst[name] = _worse(worst.get(name, OutputError(name)), judgement, tensor, found[name])
             if judgement.wrong:
-                failures.append(
-                    f"output '{name}', sample {reference.index} ({level.name}): {judgement.wrong}"
-                )
+                where = f"output '{name}' of sample {reference.index}, {_level_words(level)}"
+                failures.append(f"{where}: {judgement.wrong}")
         return failures[0] if failures else ""
 
     # The original.
@@ -333,6 +333,10 @@ class Verifier:
             )
             for level in (REFERENCE, self.target):
                 self.spreads[level].setdefault(name, Spread()).unstable |= not same
+
+
+def _level_words(level: Target) -> str:
+    return "run as written" if level == REFERENCE else f"run as ONNX Runtime optimizes it ({level.name})"
 
 
 def _hint(error: WorkerError) -> str:

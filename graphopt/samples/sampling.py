@@ -31,11 +31,13 @@ class Samples:
         source: where they come from: a path, a function's name, or ``synthetic``.
         make: starts an iteration.
         drawer: what draws them, if they are synthetic.
+        note: what of the source was left out; empty if nothing was.
     """
 
     source: str
     make: Callable[[], Iterator[Sample]]
     drawer: Drawer | None = None
+    note: str = ""
 
     @classmethod
     def of(
@@ -86,10 +88,11 @@ class Samples:
             DataError: while iterating, when a sample does not fit the model.
         """
         from graphopt.samples.inputs import inputs_of
-        from graphopt.samples.userdata import reader
+        from graphopt.samples.userdata import ignored, reader
 
-        read = reader(str(source), inputs_of(model))
-        return cls(str(source), lambda: itertools.islice(read(), limit))
+        specs = inputs_of(model)
+        read = reader(str(source), specs)
+        return cls(str(source), lambda: itertools.islice(read(), limit), note=ignored(str(source), specs))
 
     @classmethod
     def synthetic(cls, drawer: Drawer, count: int = 8) -> Samples:
@@ -121,7 +124,7 @@ class Samples:
         """How reports name ``count`` of these samples, such as ``8 synthetic samples (seed 0, 3 shapes)``."""
         noun = "sample" if count == 1 else "samples"
         if self.drawer is None:
-            return f"{count} {noun} of {self.source}"
+            return f"{count} {noun} of {self.source}{f' ({self.note})' if self.note else ''}"
         shapes = len(self.drawer.choices)
         return (
             f"{count} synthetic {noun} (seed {self.drawer.seed}, {shapes} shape{'s' if shapes > 1 else ''})"

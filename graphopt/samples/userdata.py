@@ -8,6 +8,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +41,17 @@ def reader(source: str, specs: Sequence[InputSpec]) -> Reader:
     if not separator or os.sep in module:
         raise UsageError(f"no such data: {source} (a file, a folder, or package.module:function)")
     return partial(_call, load_function(module, function), source, specs)
+
+
+def ignored(source: str, specs: Sequence[InputSpec]) -> str:
+    """What of a source no sample takes, in words: labels in an .npz; empty if there is nothing."""
+    path = Path(source)
+    if not path.is_file() or any(spec.name == LABELS for spec in specs):
+        return ""
+    with suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
+        if f"{LABELS}.npy" in archive.namelist():
+            return f"its array '{LABELS}' is no input and was skipped"
+    return ""
 
 
 def _folder_reader(folder: Path, specs: Sequence[InputSpec]) -> Reader:

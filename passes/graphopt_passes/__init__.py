@@ -11,7 +11,7 @@ PASSES: dict[str, tuple[str, str]] = {
     ),
     "eliminate-identity": (
         f"{_HERE}.exact.eliminate_identity:EliminateIdentity",
-        "remove operators that return their input: Identity, no-op Dropout, Cast, Reshape, Transpose, Pad",
+        "remove operators that return their input: Identity, Dropout in inference, Casts to the same type, …",
     ),
     "simplify-shapes": (
         f"{_HERE}.exact.simplify_shapes:SimplifyShapes",

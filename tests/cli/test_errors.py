@@ -190,6 +190,10 @@ USAGE = {
     "shape that does not fit, inspecting": (["inspect", "{tiny}", "--shape", "x=1x5"], "x"),
     "verify without a second model": (["verify", "{tiny}", "{folder}/none.onnx"], "none.onnx"),
     "bench without a second model": (["bench", "{tiny}", "{folder}/none.onnx"], "none.onnx"),
+    "threads in words": (
+        ["optimize", "{tiny}", "{out}", "--threads", "many"],
+        "'many' is not a whole number",
+    ),
     "negative threads": (["optimize", "{tiny}", "{out}", "--threads", "-1"], "--threads"),
     "negative seed": (["optimize", "{tiny}", "{out}", "--seed", "-1"], "--seed"),
     "negative time limit": (["optimize", "{tiny}", "{out}", "--time-limit", "-3"], "--time-limit"),
@@ -336,6 +340,15 @@ def test_bench_of_a_model_that_does_not_run(call: Call, tiny: Path, broken: str)
     outcome = call("bench", *((other, tiny) if broken == "a" else (tiny, other)))
     assert outcome.code == 3, outcome
     _assert_one_line(outcome.err)
+
+
+def test_bench_of_models_with_other_inputs_says_which(call: Call, tiny: Path) -> None:
+    other = tiny.with_name("other.onnx")
+    _save(other, TINY.replace(" x)", " z)").replace("(x)", "(z)"))
+    outcome = call("bench", tiny, other)
+    assert outcome.code == 2, outcome
+    _assert_one_line(outcome.err)
+    assert "does not take what" in outcome.err and "'z'" in outcome.err and "ONNXRuntime" not in outcome.err
 
 
 def test_without_onnx_runtime(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,3 +237,23 @@ def test_the_data_file_is_named(call: Call, heavy: Path) -> None:
     out = heavy.with_name("out.onnx")
     outcome = call("optimize", heavy, out, "--external-data", "--no-verify", "--no-measure")
     assert f"{out} and out.onnx.data" in " ".join(outcome.out.split())
+
+
+def test_one_of_several_shapes_is_timed_and_that_is_said(call: Call, tiny: Path) -> None:
+    shapes = "--shape", "x=2x4", "--shape", "x=3x4"
+    outcome = call("optimize", tiny, tiny.with_name("out.onnx"), "--threads", 1, *shapes)
+    assert "x paired ±" in outcome.out
+    assert "at the first --shape only" in " ".join(outcome.out.split())
+    assert "--shape" not in call("optimize", tiny, tiny.with_name("out.onnx"), *shapes[:2]).out
+
+
+def test_bench_says_at_which_shape_operations_were_counted(call: Call, heavy: Path) -> None:
+    out = call("bench", heavy, heavy, "--threads", 1, "--shape", "x=2x4", "--shape", "x=3x4").out
+    assert next(line for line in out.splitlines() if line.startswith("MACs")).endswith(" at x 3x4")
+
+
+def test_labels_among_the_samples_are_said_to_be_skipped(call: Call, tiny: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 4), np.float32), labels=np.arange(3))
+    outcome = call("verify", tiny, tiny, "--data", tmp_path / "d.npz")
+    assert outcome.code == 0, outcome
+    assert "its array 'labels' is no input and was skipped" in " ".join(outcome.out.split())
