@@ -7,9 +7,10 @@ import random
 import string
 from collections.abc import Sequence
 from functools import cached_property
+from unittest import mock
 
 import numpy as np
-from captcha.image import ImageCaptcha
+from captcha import image
 from PIL import Image
 
 from tools import models
@@ -55,18 +56,26 @@ class Captchas(Task):
         return found
 
 
+class Seeded:
+    """Stands in for the module `secrets`, of which the package draws, so that pictures repeat."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.randbelow, self.randbits, self.choice = rng.randrange, rng.getrandbits, rng.choice
+
+
 def drawn(count: int, seed: int) -> list[Example]:
-    """Pictures with their text; the package draws with Python's own generator."""
-    random.seed(seed)
-    said = ["".join(random.choices(string.digits, k=random.randint(4, 6))) for _ in range(count)]
-    return [Example({"input1": picture(one)}, np.array([one])) for one in said]
+    """Pictures with their text."""
+    rng = random.Random(seed)
+    said = ["".join(rng.choices(string.digits, k=rng.randint(4, 6))) for _ in range(count)]
+    with mock.patch.object(image, "secrets", Seeded(rng)):
+        return [Example({"input1": picture(one)}, np.array([one])) for one in said]
 
 
 def picture(said: str) -> Array:
     """A captcha in shades of grey, float32 [1, 1, 64, width] in 0…1."""
-    image = ImageCaptcha(width=40 * len(said), height=60).generate_image(said)
-    width = int(image.width * HEIGHT / image.height)
-    grey = image.resize((width, HEIGHT), Image.Resampling.LANCZOS).convert("L")
+    drawing = image.ImageCaptcha(width=40 * len(said), height=60).generate_image(said)
+    width = int(drawing.width * HEIGHT / drawing.height)
+    grey = drawing.resize((width, HEIGHT), Image.Resampling.LANCZOS).convert("L")
     return np.asarray(grey, np.float32)[None, None] / np.float32(255)
 
 
