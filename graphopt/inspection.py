@@ -113,7 +113,7 @@ class Inspection:
         model = Model.load(path)
         dynamic = _dynamic_dims(model.ir.graph.inputs)
         inputs, outputs = _ports(model)
-        _fix(model.ir, dims or {})
+        fix_dims(model.ir, dims or {})
         with as_ir4(model, Journal()):  # in IR 3, weights that are listed as inputs are constants
             layers = _layers(model.ir)
         external = {str(file): file.stat().st_size for file in model.files() - {Path(path)}}
@@ -179,7 +179,7 @@ def _dynamic_dims(inputs: Iterable[ir.Value]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _fix(model: ir.Model, dims: Mapping[str, tuple[int, ...]]) -> None:
+def fix_dims(model: ir.Model, dims: Mapping[str, tuple[int, ...]]) -> None:
     """Give inputs the dims that the user stated; every input with the same named dim follows."""
     inputs = {value.name or "": value for value in model.graph.inputs}
     named: dict[str, int] = {}

@@ -29,8 +29,7 @@ def as_ir4(model: Model, journal: Journal) -> Iterator[None]:
         return
     version, inputs = model.ir.ir_version, list(model.ir.graph.inputs)
     initializers = set(model.ir.graph.initializers)
-    _set_inputs(model.ir.graph, [value for value in inputs if not value.is_initializer()])
-    model.ir.ir_version = FIRST_WITH_CONSTANTS
+    to_ir4(model)
     yield
     graph = model.ir.graph
     if set(graph.initializers) == initializers:
@@ -41,6 +40,14 @@ def as_ir4(model: Model, journal: Journal) -> Iterator[None]:
         journal.note(
             f"IR version {version} became {FIRST_WITH_CONSTANTS}: initializers are no longer listed as inputs"
         )
+
+
+def to_ir4(model: Model) -> None:
+    """Make an IR 3 model an equal IR 4 model, in place."""
+    if model.ir.ir_version < FIRST_WITH_CONSTANTS:
+        graph = model.ir.graph
+        _set_inputs(graph, [value for value in graph.inputs if not value.is_initializer()])
+        model.ir.ir_version = FIRST_WITH_CONSTANTS
 
 
 def _set_inputs(graph: ir.Graph, inputs: list[ir.Value]) -> None:

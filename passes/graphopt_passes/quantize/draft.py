@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from graphopt.model import Model
 from graphopt.precision import Task
 from graphopt.proof.executed import Executed
 from graphopt.proof.profile import Profile, profile
+from graphopt.runtime.values import Tensor
 from graphopt_passes.quantize.audit import Audit, audit
 from graphopt_passes.quantize.insert_qdq import drop_unused, insert_qdq
 from graphopt_passes.quantize.placement import Placement, consistent
@@ -42,6 +44,12 @@ class Draft:
     def path(self) -> Path:
         """Its file."""
         return self.task.write(self.model)
+
+    def discard(self) -> None:
+        """Remove the file; it is written anew when it is needed again."""
+        if "path" in self.__dict__:
+            shutil.rmtree(self.path.parent)
+            del self.path
 
     @cached_property
     def audit(self) -> Audit:
@@ -113,8 +121,11 @@ def layers_of(placement: Placement, nodes: Collection[str]) -> list[str]:
 def macs_share(model: Model, task: Task, nodes: Collection[str]) -> float | None:
     """The share of a float model's multiply-accumulates that these nodes do; None if none are known."""
     from graphopt.cost import macs_of
+    from graphopt.inspection import fix_dims
 
-    shapes = task.new_run().shapes(model)
-    macs = {g.output_name(node): macs_of(node, shapes) or 0 for node in g.nodes(model.ir)}
+    fixed = model.clone()
+    fix_dims(fixed.ir, {n: v.shape for n, v in task.workloads[0].items() if isinstance(v, Tensor)})
+    shapes = task.new_run().shapes(fixed)
+    macs = {g.output_name(node): macs_of(node, shapes) or 0 for node in g.nodes(fixed.ir)}
     total = sum(macs.values())
     return sum(macs.get(name, 0) for name in nodes) / total if total else None

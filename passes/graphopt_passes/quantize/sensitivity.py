@@ -33,7 +33,9 @@ def sensitivities(task: Task, drafts: Drafts, layers: Sequence[str]) -> dict[str
         task.progress("measuring what each layer costs in accuracy", done, len(layers))
         if time.monotonic() - start > MOST_SECONDS:
             break
-        found[name] = noise(judge.score(drafts.build([name]).path))
+        draft = drafts.build([name])
+        found[name] = noise(judge.score(draft.path))
+        draft.discard()
     middle = sorted(found.values())[len(found) // 2] if found else 0.0
     return {name: found.get(name, middle) for name in layers}
 

@@ -8,26 +8,29 @@ against accuracy, until one keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from graphopt import graph as g
-from graphopt.activations import Collector
+from graphopt.activations import Collector, Request, Statistics
 from graphopt.calibration import Calibration
+from graphopt.legacy import to_ir4
+from graphopt.model import Model
 from graphopt.precision import BATCH, Outcome, Task, Trial
 from graphopt.proof.accuracy import Score
 from graphopt.runtime.accumulators import Histogram
 from graphopt.runtime.cpu import cpu
 from graphopt_passes.exact.raise_opset import raised
-from graphopt_passes.quantize.calibrate import find_ranges
+from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
-from graphopt_passes.quantize.fit import Fitted, fitted, nearest
+from graphopt_passes.quantize.fit import fitted, nearest
 from graphopt_passes.quantize.layer_report import Findings
 from graphopt_passes.quantize.partition import Labelling, cheapest, sweep
 from graphopt_passes.quantize.placement import Placement, consistent, saturates
 from graphopt_passes.quantize.ranges import Form, Range
 from graphopt_passes.quantize.sensitivity import noise, sensitivities
+from graphopt_passes.quantize.smoothing import smoothed
 from graphopt_passes.quantize.timing import Timing
 
 OPSET = 13
@@ -52,6 +55,7 @@ class _Search:
     def run(self) -> Outcome:
         """The steps."""
         model = self.task.model.clone()
+        to_ir4(model)
         reason = raised(model, self.task.new_run(), OPSET)
         if reason is not None:
             return Outcome(None, f"int8 needs opset {OPSET}, and {reason}")
@@ -60,15 +64,15 @@ class _Search:
         self.findings = Findings(self.placement)
         if not layers_of(placement, placement.parts):
             return self._refuse("there is no layer with an integer kernel")
-        self.drafts = Drafts(self.task, model, self._ranges(), self._bits())
+        ranges = self._ranges(model, self._gather)
+        self.drafts = Drafts(self.task, model, ranges, self._bits())
         chosen = self._audited(self._ready())
         if not chosen:
             return self._refuse("nothing fuses into integer kernels")
         fast = self._fastest(chosen)
         if fast is None:
             return self._refuse(self._slow)
-        self._fit(fast.nodes)
-        return self._within_budget(self.drafts.build(fast.nodes))
+        return self._within_budget(fast.nodes)
 
     def _bits(self) -> int:
         found = cpu()
@@ -94,11 +98,19 @@ class _Search:
             found.load(options.calibration)
         return found
 
-    def _ranges(self) -> Mapping[str, Range]:
+    def _gather(self, requests: Iterable[Request]) -> Statistics:
+        return self.calibration.gather(requests)
+
+    def _gatherer(self, model: Model) -> Gather:
+        """Statistics of a changed model, which are not kept."""
+        samples = self.task.division.calibration
+        return lambda requests: self.collector.collect(model, requests, samples)
+
+    def _ranges(self, model: Model, gather: Gather) -> Mapping[str, Range]:
         values = self.placement.on_grids(self.placement.parts)
         values += [v for part in self.placement.parts.values() for v in part.outputs]
         forms = {value.name or "": Form() for value in values}
-        found = find_ranges(self.model, forms, self.calibration.gather, self.task.options.ranges)
+        found = find_ranges(model, forms, gather, self.task.options.ranges)
         self.absent = found.absent
         if self.task.options.save_calibration is not None:
             self.calibration.save(self.task.options.save_calibration)
@@ -196,30 +208,48 @@ class _Search:
 
     # Accuracy.
 
-    def _fit(self, nodes: frozenset[str]) -> None:
-        """Take fitted weights and biases if they lower the error on the samples that judge."""
+    def _fitted(self, drafts: Drafts, nodes: frozenset[str]) -> Drafts:
+        """The drafts with fitted weights and biases, if these lower the error on the samples that judge."""
         self.task.progress("fitting weights")
-        names, bits = layers_of(self.placement, nodes), self.drafts.bits
-        plain = nearest(self.placement, names, bits)
+        placement = Placement(drafts.model, self.task.new_run())
+        names = layers_of(placement, nodes)
         samples = self.task.division.calibration
-        better = fitted(self.model, self.placement, names, self.collector, samples, bits)
-        self.drafts = min(map(self._with, (plain, better)), key=lambda one: self._noise(one, nodes))
+        plain = nearest(placement, names, drafts.bits)
+        better = fitted(drafts.model, placement, names, self.collector, samples, drafts.bits)
+        tried = [drafts.with_weights(found.weights, found.biases) for found in (plain, better)]
+        return min(tried, key=lambda one: noise(self._score(one.build(nodes))))
 
-    def _with(self, weights: Fitted) -> Drafts:
-        return self.drafts.with_weights(weights.weights, weights.biases)
-
-    def _noise(self, drafts: Drafts, nodes: frozenset[str]) -> float:
-        return noise(self._score(drafts.build(nodes)))
+    def _smoothed(self, nodes: frozenset[str]) -> Drafts | None:
+        """Drafts of an equal float model whose channels are more alike; ``None`` if there is none."""
+        self.task.progress("smoothing channels")
+        model = smoothed(self.model, self.task.new_run(), self._gather)
+        if model is None:
+            return None
+        ranges = self._ranges(model, self._gatherer(model))
+        return self._fitted(Drafts(self.task, model, ranges, self.drafts.bits), nodes)
 
     def _score(self, draft: Draft) -> Score:
-        return self.task.judge.score(draft.path)
+        score = self.task.judge.score(draft.path)
+        draft.discard()
+        return score
 
-    def _within_budget(self, draft: Draft) -> Outcome:
-        """The fastest draft on the frontier that keeps the budget."""
+    def _within_budget(self, nodes: frozenset[str]) -> Outcome:
+        """Climb the ladder until the budget holds: fitted weights, smoothed channels, layers on floats."""
+        self.drafts = self._fitted(self.drafts, nodes)
+        draft = self.drafts.build(nodes)
         score = self._score(draft)
         kept, reason = self._judge(score)
-        if kept:
-            return self._accept(draft, score, reason)
+        if not kept and (drafts := self._smoothed(nodes)) is not None:
+            trial = drafts.build(nodes)
+            trial_score = self._score(trial)
+            if noise(trial_score) < noise(score):
+                self.drafts, draft, score = drafts, trial, trial_score
+                kept, reason = self._judge(score)
+                self.notes.append("scales were moved between layers (SmoothQuant)")
+        return self._accept(draft, score, reason) if kept else self._reverted(draft, score, reason)
+
+    def _reverted(self, draft: Draft, score: Score, reason: str) -> Outcome:
+        """The fastest draft on the frontier that keeps the budget."""
         frontier = self._frontier(draft.nodes)
         found: tuple[Draft, Score, str] | None = None
         low, high = 0, len(frontier)

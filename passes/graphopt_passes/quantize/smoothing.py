@@ -1,0 +1,32 @@
+"""SmoothQuant as a step of the ladder: what calibration must see of a model, and the smoothed copy."""
+
+from __future__ import annotations
+
+from graphopt import graph as g
+from graphopt.activations import Request
+from graphopt.model import Model
+from graphopt.pipeline import Run
+from graphopt.runtime.accumulators import Extent
+from graphopt.runtime.means import Mean
+from graphopt_passes.quantize.calibrate import Gather
+from graphopt_passes.quantize.smooth import Seen, smooth
+
+_LAYERS = {"Conv": 1, "Gemm": -1, "MatMul": -1}
+
+
+def smoothed(model: Model, run: Run, gather: Gather) -> Model | None:
+    """A copy that computes the same with channels more alike; ``None`` if nothing could be smoothed."""
+    axes = {
+        node.inputs[0].name or "": _LAYERS[node.op_type]
+        for node in g.nodes(model.ir)
+        if g.is_op(node, *_LAYERS) and node.inputs[0] is not None and g.constant(node.inputs[1]) is not None
+    }
+    kinds = {name: (Extent(axis), Mean(axis)) for name, axis in axes.items()}
+    statistics = gather(Request(name, kind) for name, pair in kinds.items() for kind in pair)
+    seen: dict[str, Seen] = {}
+    for name, (extent, mean) in kinds.items():
+        limits, moments = statistics.get(name, extent), statistics.get(name, mean)
+        if limits is not None and moments is not None:
+            seen[name] = Seen(limits.low, limits.high, moments.second_moment)
+    copy = model.clone()
+    return copy if smooth(copy, run, seen) else None
