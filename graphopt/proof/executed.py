@@ -70,7 +70,7 @@ class Executed:
         Raises:
             WorkerError: ONNX Runtime does not load it, or runs it in a form that it cannot write (TensorRT).
         """
-        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        with tempfile.TemporaryDirectory(dir=worker.folder) as folder:
             return cls.of_file(
                 model, stage(model, Path(folder)), worker=worker, target=target, threads=threads
             )

@@ -57,7 +57,7 @@ def profile(  # noqa: PLR0913 - the options of a measurement are given by keywor
     Raises:
         WorkerError: ONNX Runtime does not run it.
     """
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+    with tempfile.TemporaryDirectory(dir=worker.folder) as folder:
         path = stage(model, Path(folder))
         executed = Executed.of_file(model, path, worker=worker, target=target, threads=threads)
         return attribute(executed, worker.profile(path, sample, target, threads, budget_s))
