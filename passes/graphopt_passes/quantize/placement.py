@@ -166,7 +166,15 @@ class Placement:
         return part, None
 
     def _with_bias(self, part: Part) -> Part:
-        """A MatMul with the constant vector that is added to it."""
+        """A MatMul with the constant vector that is added to it, where the runtime makes a Gemm of both.
+
+        It does for matrices, and for more dims if all are known. Elsewhere a bias of integers would be
+        dequantized in every run, and one of floats is added to the float result.
+        """
+        x = part.node.inputs[0]
+        assert x is not None
+        if self._shapes.rank(x) != 2 and dims(self._shapes, x) is None:
+            return part
         follower = _only_reader(part.node)
         if not g.is_op(follower, "Add") or follower is None or self._run.keeps(follower):
             return part
