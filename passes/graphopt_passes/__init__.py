@@ -61,6 +61,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.quantize.equalize:EqualizeChannels",
         "move scales between neighbouring layers until the ranges of their channels are alike (for int8)",
     ),
+    "quantize-dynamic": (
+        f"{_HERE}.quantize.dynamic:QuantizeDynamic",
+        "compute products with constant weights on integers, ranges found in each run (lossy)",
+    ),
     "raise-opset": (
         f"{_HERE}.exact.raise_opset:RaiseOpset",
         "write the model in a newer opset, such as one that quantizes per channel (only on request)",
