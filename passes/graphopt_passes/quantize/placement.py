@@ -10,7 +10,7 @@ grid makes superfluous, or a single node that joins or moves integers. Given the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +49,9 @@ class Part:
         """The node with the kernel."""
         return self.nodes[0]
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The name of its node's first output, by which it is known."""
+        """The name of its node's first output, by which it is known; later that may be renamed."""
         return g.output_name(self.node)
 
     @cached_property
@@ -194,7 +194,9 @@ class Placement:
             return part
         if follower.op_type == "Clip" and not _clips_around_zero(follower):
             return part
-        return Part((*part.nodes, follower), part.kernel, part.weight, part.bias, part.axis)
+        # Behind a Relu or Clip the runtime fuses nothing without a QuantizeLinear.
+        kernel = replace(part.kernel, float_result=False)
+        return Part((*part.nodes, follower), kernel, part.weight, part.bias, part.axis)
 
     # What follows from a choice.
 
