@@ -218,7 +218,7 @@ class _Run:
 
     def _with(self, tapped: Model, use: Callable[[Session], Result]) -> Result:
         """Use a session of a tapped model, as optimized as it runs."""
-        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        with tempfile.TemporaryDirectory(dir=self.how.worker.folder) as folder:
             path = Path(folder, "tapped.onnx")
             tapped.save(path)
             for level in _LEVELS:

@@ -78,5 +78,6 @@ PASSES: dict[str, tuple[str, str]] = {
 
 PRECISIONS: dict[str, str] = {
     "int8": f"{_HERE}.quantize.static:lower",
+    "int8-dynamic": f"{_HERE}.quantize.dynamic_search:lower",
 }
 """Name of ``--precision`` → what lowers it, a :class:`graphopt.precision.Lowering`."""

@@ -32,13 +32,15 @@ class Draft:
 
     Attributes:
         model: with its QuantizeLinear and DequantizeLinear nodes.
-        nodes: the parts that compute on integers.
+        nodes: what computes on integers.
+        dynamic: those of them whose activations are quantized as they come.
         path: its file.
     """
 
     task: Task
     model: Model
     nodes: frozenset[str]
+    dynamic: frozenset[str] = frozenset()
 
     @cached_property
     def path(self) -> Path:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import graph as g
 from graphopt.activations import Statistics
+from graphopt.model import Model
 from graphopt.report import LayerReport
 from graphopt.runtime.accumulators import Bins, Histogram
 from graphopt_passes.quantize.draft import Draft
+from graphopt_passes.quantize.dynamic import candidates
 from graphopt_passes.quantize.placement import Part, Placement
 from graphopt_passes.quantize.ranges import Range
+from graphopt_passes.quantize.sensitivity import decibels
 from graphopt_passes.quantize.timing import Timing
 
 
@@ -23,7 +26,8 @@ class Findings:
     """What a search has found out.
 
     Attributes:
-        placement: the parts.
+        model: the float model.
+        placement: its parts.
         ranges: by value name.
         statistics: of the calibration.
         reasons: why a part is not on integers.
@@ -31,6 +35,7 @@ class Findings:
         timing: measured seconds; None if nothing was measured.
     """
 
+    model: Model
     placement: Placement
     ranges: Mapping[str, Range] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
@@ -45,23 +50,30 @@ class Findings:
             LayerReport(name, node.op_type, "float32", reason=self.placement.refusals[name])
             for name, node in self.placement.refused.items()
         ]
-        return (*parts, *refused)
+        return (*parts, *self._dynamic(draft), *refused)
+
+    def _dynamic(self, draft: Draft | None) -> Iterator[LayerReport]:
+        """Nodes that only dynamic quantization knows."""
+        names = draft.dynamic - self.placement.parts.keys() if draft is not None else ()
+        for node in candidates(self.model.ir, names):
+            yield LayerReport(g.output_name(node), node.op_type, "int8", method="dynamic")
 
     def _part(self, part: Part, draft: Draft | None) -> LayerReport:
         chosen = draft is not None and part.name in draft.nodes
         output = part.outputs[0]
-        found = self.ranges.get(output.name or "") if chosen else None
+        dynamic = chosen and draft is not None and part.name in draft.dynamic
+        found = self.ranges.get(output.name or "") if chosen and not dynamic else None
         penalty = self.penalties.get(part.name)
         return LayerReport(
             part.name,
             part.node.op_type,
             "int8" if chosen else "float32",
-            sqnr_db=None if penalty is None else -10 * math.log10(penalty),
+            sqnr_db=None if penalty is None else decibels(penalty),
             clipped=self._clipped(output, found),
             low=found.low if found else None,
             high=found.high if found else None,
-            method=found.method if found else "",
-            fused=part.name in draft.audit.fused if chosen and draft is not None else None,
+            method="dynamic" if dynamic else found.method if found else "",
+            fused=part.name in draft.audit.fused if chosen and not dynamic and draft else None,
             float_ms=self._ms(part, "floats"),
             int8_ms=self._ms(part, "integers"),
             reason="" if chosen else self.reasons.get(part.name, self._why(draft)),

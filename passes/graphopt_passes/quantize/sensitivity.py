@@ -6,34 +6,38 @@ what makes the search for the best placement a minimum cut.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graphopt.precision import Task
 from graphopt.proof.accuracy import Score
 from graphopt.proof.evaluation import HeldOut
-from graphopt_passes.quantize.draft import Drafts
+from graphopt_passes.quantize.draft import Draft
 
 SAMPLES = 8
 MOST_SECONDS = 180.0
 _NOISE_OF_NOTHING = 1e-12
 
 
-def sensitivities(task: Task, drafts: Drafts, layers: Sequence[str]) -> dict[str, float]:
-    """Noise power over signal power by layer, on samples of the calibration.
+def sensitivities(task: Task, build: Callable[[str], Draft], layers: Sequence[str]) -> dict[str, float]:
+    """Noise power over signal power by layer, on samples of the calibration if there is one.
 
-    Layers that there was no time for get the median of the others.
+    Args:
+        task: what to work with.
+        build: makes the draft with one layer on integers.
+        layers: their names. Those that there was no time for get the median of the others.
     """
-    judge = HeldOut(
-        task.worker, task.float_path, task.division.calibration, None, task.target, task.options.threads
-    ).first(SAMPLES)
+    samples = task.division.calibration if task.division.calibration_count else task.division.evaluation
+    judge = HeldOut(task.worker, task.float_path, samples, None, task.target, task.options.threads)
+    judge = judge.first(SAMPLES)
     found: dict[str, float] = {}
     start = time.monotonic()
     for done, name in enumerate(layers):
         task.progress("measuring what each layer costs in accuracy", done, len(layers))
         if time.monotonic() - start > MOST_SECONDS:
             break
-        draft = drafts.build([name])
+        draft = build(name)
         found[name] = noise(judge.score(draft.path))
         draft.discard()
     middle = sorted(found.values())[len(found) // 2] if found else 0.0
@@ -45,3 +49,8 @@ def noise(score: Score) -> float:
     if score.sqnr_db is None:
         return _NOISE_OF_NOTHING
     return float(max(10 ** (-score.sqnr_db / 10), _NOISE_OF_NOTHING))
+
+
+def decibels(power: float) -> float:
+    """The signal to noise ratio of a noise power over signal power."""
+    return -10 * math.log10(power)

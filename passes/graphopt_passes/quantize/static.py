@@ -18,26 +18,25 @@ from graphopt.calibration import Calibration
 from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import BATCH, Outcome, Task, Trial
-from graphopt.proof.accuracy import Score
 from graphopt.runtime.accumulators import Histogram
 from graphopt.runtime.cpu import cpu
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
 from graphopt_passes.quantize.fit import fitted, nearest
+from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept
 from graphopt_passes.quantize.layer_report import Findings
-from graphopt_passes.quantize.partition import Labelling, cheapest, sweep
+from graphopt_passes.quantize.mixed import with_dynamic
+from graphopt_passes.quantize.partition import cheapest, sweep
 from graphopt_passes.quantize.placement import Placement, consistent, saturates
 from graphopt_passes.quantize.ranges import Form, Range
-from graphopt_passes.quantize.sensitivity import noise, sensitivities
+from graphopt_passes.quantize.sensitivity import decibels, noise, sensitivities
 from graphopt_passes.quantize.smoothing import smoothed
 from graphopt_passes.quantize.timing import Timing
 
 OPSET = 13
 _AUDITS = 4
 _REFINEMENTS = 3
-# A reversion to floats that costs less than this share of the gain is taken for its accuracy.
-_CHEAP = 0.02
 
 
 def lower(task: Task) -> Outcome:
@@ -61,7 +60,7 @@ class _Search:
             return Outcome(None, f"int8 needs opset {OPSET}, and {reason}")
         self.model = model
         placement = self.placement = Placement(model, self.task.new_run())
-        self.findings = Findings(self.placement)
+        self.findings = Findings(model, placement)
         if not layers_of(placement, placement.parts):
             return self._refuse("there is no layer with an integer kernel")
         ranges = self._ranges(model, self._gather)
@@ -71,7 +70,7 @@ class _Search:
             return self._refuse("nothing fuses into integer kernels")
         fast = self._fastest(chosen)
         if fast is None:
-            return self._refuse(self._slow)
+            return self._dynamic_only()
         return self._within_budget(fast.nodes)
 
     def _bits(self) -> int:
@@ -114,10 +113,10 @@ class _Search:
         self.absent = found.absent
         if self.task.options.save_calibration is not None:
             self.calibration.save(self.task.options.save_calibration)
-        self.findings.ranges, self.findings.statistics = found.found, self.calibration.statistics
+        self.findings.statistics = self.calibration.statistics
         return found.found
 
-    def _ready(self) -> frozenset[str]:
+    def _ready(self) -> Nodes:
         """The parts whose values have ranges that saturate as their Relu or Clip does."""
         chosen = set(self.placement.parts)
         grids, reasons = self.drafts.grids, self.findings.reasons
@@ -136,7 +135,7 @@ class _Search:
                 chosen.discard(name)
         return consistent(self.placement, chosen)
 
-    def _audited(self, chosen: frozenset[str]) -> frozenset[str]:
+    def _audited(self, chosen: Nodes) -> Nodes:
         """The parts that really become integer kernels."""
         for _ in range(_AUDITS):
             self.task.progress("auditing what fuses")
@@ -160,7 +159,7 @@ class _Search:
 
     # Speed.
 
-    def _fastest(self, chosen: frozenset[str]) -> Draft | None:
+    def _fastest(self, chosen: Nodes) -> Draft | None:
         """The draft that beats the float model by most, or ``None`` if none beats it."""
         if not self.task.measured:
             self.notes.append("int8 was not measured against floats: whether it pays is not known")
@@ -173,12 +172,12 @@ class _Search:
         self._slow = f"int8 does not pay on this machine: at best {best.summary()}"
         return None
 
-    def _tried(self, chosen: frozenset[str]) -> list[Draft]:
+    def _tried(self, chosen: Nodes) -> list[Draft]:
         """All parts, and what minimum cuts of the measured times choose of them."""
         timing = self.findings.timing = Timing(self.placement, self._elements())
         self.task.progress("measuring where integers pay")
         timing.learn(profiles_of(self.task, self.model), frozenset())
-        found: dict[frozenset[str], Draft] = {}
+        found: dict[Nodes, Draft] = {}
         for _ in range(_REFINEMENTS + 1):
             draft = self.drafts.build(chosen)
             if draft.nodes in found or not draft.nodes:
@@ -188,7 +187,7 @@ class _Search:
             chosen = self._allowed(cheapest(timing.costs()).integers)
         return list(found.values())
 
-    def _allowed(self, chosen: Collection[str]) -> frozenset[str]:
+    def _allowed(self, chosen: Collection[str]) -> Nodes:
         return consistent(self.placement, [name for name in chosen if name not in self.findings.reasons])
 
     def _elements(self) -> list[dict[str, float]]:
@@ -208,7 +207,7 @@ class _Search:
 
     # Accuracy.
 
-    def _fitted(self, drafts: Drafts, nodes: frozenset[str]) -> Drafts:
+    def _fitted(self, drafts: Drafts, nodes: Nodes) -> Drafts:
         """The drafts with fitted weights and biases, if these lower the error on the samples that judge."""
         self.task.progress("fitting weights")
         placement = Placement(drafts.model, self.task.new_run())
@@ -217,9 +216,9 @@ class _Search:
         plain = nearest(placement, names, drafts.bits)
         better = fitted(drafts.model, placement, names, self.collector, samples, drafts.bits)
         tried = [drafts.with_weights(found.weights, found.biases) for found in (plain, better)]
-        return min(tried, key=lambda one: noise(self._score(one.build(nodes))))
+        return min(tried, key=lambda one: noise(Judged.of(self.task, one.build(nodes)).score))
 
-    def _smoothed(self, nodes: frozenset[str]) -> Drafts | None:
+    def _smoothed(self, nodes: Nodes) -> Drafts | None:
         """Drafts of an equal float model whose channels are more alike; ``None`` if there is none."""
         self.task.progress("smoothing channels")
         model = smoothed(self.model, self.task.new_run(), self._gather)
@@ -228,83 +227,68 @@ class _Search:
         ranges = self._ranges(model, self._gatherer(model))
         return self._fitted(Drafts(self.task, model, ranges, self.drafts.bits), nodes)
 
-    def _score(self, draft: Draft) -> Score:
-        score = self.task.judge.score(draft.path)
-        draft.discard()
-        return score
-
-    def _within_budget(self, nodes: frozenset[str]) -> Outcome:
+    def _within_budget(self, nodes: Nodes) -> Outcome:
         """Climb the ladder until the budget holds: fitted weights, smoothed channels, layers on floats."""
         self.drafts = self._fitted(self.drafts, nodes)
-        draft = self.drafts.build(nodes)
-        score = self._score(draft)
-        kept, reason = self._judge(score)
-        if not kept and (drafts := self._smoothed(nodes)) is not None:
-            trial = drafts.build(nodes)
-            trial_score = self._score(trial)
-            if noise(trial_score) < noise(score):
-                self.drafts, draft, score = drafts, trial, trial_score
-                kept, reason = self._judge(score)
+        judged = Judged.of(self.task, self.drafts.build(nodes))
+        if not judged.kept and (drafts := self._smoothed(nodes)) is not None:
+            trial = Judged.of(self.task, drafts.build(nodes))
+            if noise(trial.score) < noise(judged.score):
+                self.drafts, judged = drafts, trial
                 self.notes.append("scales were moved between layers (SmoothQuant)")
-        return self._accept(draft, score, reason) if kept else self._reverted(draft, score, reason)
-
-    def _reverted(self, draft: Draft, score: Score, reason: str) -> Outcome:
-        """The fastest draft on the frontier that keeps the budget."""
-        frontier = self._frontier(draft.nodes)
-        found: tuple[Draft, Score, str] | None = None
-        low, high = 0, len(frontier)
-        while low < high:  # they are nested: what is safer keeps the budget if this one does
-            middle = (low + high) // 2
-            trial = self.drafts.build(frontier[middle].integers)
-            if not trial.nodes:
-                high = middle
-                continue
-            trial_score = self._score(trial)
-            kept, text = self._judge(trial_score)
-            if kept:
-                found, high = (trial, trial_score, text), middle
-            else:
-                low = middle + 1
+        if judged.kept:
+            return self._accept(judged)
+        found = first_kept(self.task, self._frontier(nodes), self.drafts.build)
         if found is None:
-            return self._refuse(f"no placement keeps the budget: {reason}", score)
-        return self._confirmed(*found)
+            return self._refuse(f"no placement keeps the budget: {judged.reason}", judged)
+        return self._confirmed(found)
 
-    def _judge(self, score: Score) -> tuple[bool, str]:
-        return self.task.options.budget.holds(score, self.task.judge.reference)
+    def _dynamic_only(self) -> Outcome:
+        """Where no static placement pays, dynamic quantization still may."""
+        found = with_dynamic(self.task, self.model, self.task.float_path, None)
+        return self._finish(found) if found else self._refuse(self._slow)
 
-    def _frontier(self, nodes: frozenset[str]) -> list[Labelling]:
-        """Placements from the fastest to the safest, without the float model."""
+    def _frontier(self, nodes: Nodes) -> list[Nodes]:
+        """Choices among these nodes, from the fastest to the safest."""
         layers = layers_of(self.placement, nodes)
-        self.findings.penalties = sensitivities(self.task, self.drafts, layers)
+        penalties = sensitivities(self.task, lambda name: self.drafts.build([name]), layers)
+        self.findings.penalties = penalties
         if self.findings.timing is None:
-            order = sorted(layers, key=self.findings.penalties.__getitem__, reverse=True)
-            return [Labelling(nodes - set(order[:count]), 0.0, 0.0) for count in range(1, len(order))]
-        costs = self.findings.timing.costs(self.findings.penalties)
-        labels = [
-            Labelling(frozenset(label.integers & nodes), label.seconds, label.penalty)
-            for label in sweep(costs)
-        ]
-        return [label for label in labels if label.integers and label.integers != nodes]
+            order = sorted(layers, key=penalties.__getitem__, reverse=True)
+            return [nodes - set(order[:count]) for count in range(1, len(order))]
+        labels = sweep(self.findings.timing.costs(penalties))
+        found = dict.fromkeys(label.integers & nodes for label in labels)
+        return [one for one in found if one and one != nodes]
 
-    def _confirmed(self, draft: Draft, score: Score, reason: str) -> Outcome:
+    def _confirmed(self, judged: Judged) -> Outcome:
         """Accept a slower draft only if it still beats the float model."""
         if self.task.measured:
-            found = self._measure(draft)
+            found = self._measure(judged.draft)
             if not found.pays:
-                return self._refuse(f"what keeps the budget does not pay: {found.summary()}", score)
-        for name in self.findings.penalties.keys() - draft.nodes:
-            self.findings.reasons.setdefault(
-                name, f"costs accuracy: noise of {self.findings.penalties[name]:.2g} alone"
-            )
-        return self._accept(draft, score, reason)
+                return self._refuse(f"what keeps the budget does not pay: {found.summary()}", judged)
+        for name, penalty in self.findings.penalties.items():
+            if name not in judged.draft.nodes:
+                reason = f"costs accuracy: {decibels(penalty):.1f} dB if it alone is int8"
+                self.findings.reasons.setdefault(name, reason)
+        return self._accept(judged)
 
-    def _accept(self, draft: Draft, score: Score, reason: str) -> Outcome:
-        fused = draft.audit.problems
-        self.notes += [f"fusion audit: {problem}" for problem in fused if problem.kind != "useless"]
+    def _accept(self, judged: Judged) -> Outcome:
+        if self.task.measured:
+            self.task.progress("measuring dynamic quantization of the rest")
+            static = judged.draft
+            more = with_dynamic(self.task, static.model, static.path, judged)
+            judged = more or judged
+        return self._finish(judged)
+
+    def _finish(self, judged: Judged) -> Outcome:
+        draft = judged.draft
+        self.findings.ranges = self.drafts.ranges
+        problems = [problem for problem in draft.audit.problems if problem.kind != "useless"]
+        self.notes += [f"fusion audit: {problem}" for problem in problems]
         share = macs_share(self.model, self.task, draft.nodes)
         layers = self.findings.describe(draft)
-        return Outcome(draft.model, reason, score, layers, share, tuple(self.notes))
+        return Outcome(draft.model, judged.reason, judged.score, layers, share, tuple(self.notes))
 
-    def _refuse(self, reason: str, score: Score | None = None) -> Outcome:
+    def _refuse(self, reason: str, judged: Judged | None = None) -> Outcome:
         layers = self.findings.describe(None)
-        return Outcome(None, reason, score, layers, notes=tuple(self.notes))
+        return Outcome(None, reason, judged.score if judged else None, layers, notes=tuple(self.notes))

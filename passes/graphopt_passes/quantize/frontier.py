@@ -1,0 +1,50 @@
+"""The fastest model on a frontier of latency against accuracy that keeps the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from graphopt.precision import Task
+from graphopt.proof.accuracy import Score
+from graphopt_passes.quantize.draft import Draft
+
+Nodes = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A draft, its score, whether it keeps the budget, and how."""
+
+    draft: Draft
+    score: Score
+    kept: bool
+    reason: str
+
+    @classmethod
+    def of(cls, task: Task, draft: Draft) -> Judged:
+        """Judge a draft on the held-out samples."""
+        score = task.judge.score(draft.path)
+        draft.discard()
+        return cls(draft, score, *task.options.budget.holds(score, task.judge.reference))
+
+
+def first_kept(task: Task, frontier: Sequence[Nodes], build: Callable[[Nodes], Draft]) -> Judged | None:
+    """Bisect a frontier of nested choices, fastest first, for the first that keeps the budget.
+
+    What is safer keeps it if this one does. ``None`` if none does, or nothing is left on integers.
+    """
+    found: Judged | None = None
+    low, high = 0, len(frontier)
+    while low < high:
+        middle = (low + high) // 2
+        task.progress("reverting what costs too much accuracy", len(frontier) - (high - low), len(frontier))
+        draft = build(frontier[middle])
+        trial = Judged.of(task, draft) if draft.nodes else None
+        if trial is None:
+            high = middle
+        elif trial.kept:
+            found, high = trial, middle
+        else:
+            low = middle + 1
+    return found
