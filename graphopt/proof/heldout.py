@@ -117,7 +117,7 @@ def _from_files(
     _refuse_overlap(samples.source, known, str(path), judged)
     evidence = judging.describe(len(judged)) + (", none of which calibrated" if calibrate else "")
     return Division(
-        chosen(samples, known),
+        chosen(samples, known) if calibrate else Samples(samples.source, lambda: iter(())),
         len(known),
         chosen(judging, judged),
         len(judged),

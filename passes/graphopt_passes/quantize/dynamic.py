@@ -64,7 +64,7 @@ def quantize(model: Model, run: Run, names: Collection[str] | None = None) -> li
     Returns:
         The names of the nodes that were quantized: their first outputs, which keep their names.
     """
-    if not _wanted(model.ir, names):
+    if not candidates(model.ir, names):
         return []
     reason = raised(model, run, _OPSET)
     if reason is not None:
@@ -72,12 +72,12 @@ def quantize(model: Model, run: Run, names: Collection[str] | None = None) -> li
         return []
     with as_ir4(model, run.journal):
         writer = Writer(model, run, cpu().weight_bits)
-        nodes = {g.output_name(node): node for node in _wanted(model.ir, names)}
+        nodes = {g.output_name(node): node for node in candidates(model.ir, names)}
         return [name for name, node in nodes.items() if writer.quantize(node)]
 
 
-def _wanted(model: ir.Model, names: Collection[str] | None) -> list[ir.Node]:
-    """The nodes that a way or a reason is known for, in the order of their graphs."""
+def candidates(model: ir.Model, names: Collection[str] | None = None) -> list[ir.Node]:
+    """The nodes that a way to quantize or a reason against it is known for, in the order of their graphs."""
     graphs = (model.graph, *model.graph.subgraphs())
     known = (node for graph in graphs for node in graph if kind(node) in WAYS)
     return [node for node in known if names is None or g.output_name(node) in names]
