@@ -133,6 +133,16 @@ class Executed:
             value = producer.inputs[0]
         return None
 
+    def float_name(self, name: str) -> str:
+        """What the float model calls a value: its graph outputs are dequantized here, and bear its names."""
+        return self._outputs.get(name, name)
+
+    @cached_property
+    def _outputs(self) -> dict[str, str]:
+        outputs = [value for graph in g.graphs(self.model) for value in graph.outputs]
+        found = {_unquantized(value).name or "": value.name or "" for value in outputs}
+        return {name: given for name, given in found.items() if name in self._makers}
+
     def _units(self, node: ir.Node, seen: set[ir.Node]) -> tuple[str, ...]:
         unchanged = [end for end in self._ends(node) if end.op_type == node.op_type]
         covered = unchanged or [found for found in self.covered(node) if found.op_type not in QUANTIZE]

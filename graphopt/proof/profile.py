@@ -74,9 +74,9 @@ def attribute(executed: Executed, times: Iterable[NodeTime]) -> Profile:
         value = executed.converted(node) if node is not None and executed.converts(node) else None
         owners = executed.units(node) if node is not None and value is None else ()
         if value is not None:
-            conversions[value] += time.seconds
+            conversions[executed.float_name(value)] += time.seconds
         for owner in owners:
-            units[owner] += time.seconds / len(owners)
+            units[executed.float_name(owner)] += time.seconds / len(owners)
         if value is None and not owners:
             unattributed += time.seconds
     return Profile(dict(units), dict(conversions), unattributed)

@@ -125,11 +125,16 @@ def images(seed: int, opset: int) -> Network:
     return net
 
 
-def _image_step(net: Network, x: str, found: list[str]) -> str:
+IMAGE_STEPS = ["conv"] * 3 + ["deep", "point", "add", "mul", "concat", "pool", "mean", "turn", "cut"]
+SENTENCE_STEPS = ["product"] * 3 + ["add", "mul", "attention", "join"]
+CURVES = ["Sigmoid", "Tanh"]
+
+
+def _image_step(net: Network, x: str, found: list[str]) -> str:  # noqa: PLR0911 - one for each operator
     shape = net.shapes[x]
     batch, channels, height, width = shape
     same = [y for y in found if net.shapes[y] == shape]
-    kind = net.rng.choice("conv conv conv deep point add mul concat pool mean sigmoid turn cut tanh".split())
+    kind = str(net.rng.choice(IMAGE_STEPS + CURVES))
     if kind == "conv":
         return net.conv(x, 8)
     if kind == "deep":
@@ -153,7 +158,7 @@ def _image_step(net: Network, x: str, found: list[str]) -> str:
     if kind == "cut":
         bounds = [net.value([0]), net.value([4]), net.value([1])]
         return net.op("Slice", x, *bounds, shape=(batch, 4, height, width))
-    return net.op("Sigmoid" if kind == "sigmoid" else "Tanh", x, shape=shape)
+    return net.op(kind, x, shape=shape)
 
 
 def sentences(seed: int, opset: int) -> Network:
@@ -171,7 +176,7 @@ def sentences(seed: int, opset: int) -> Network:
 
 def _sentence_step(net: Network, x: str, found: list[str]) -> str:
     shape = net.shapes[x]
-    kind = net.rng.choice("product product product add mul attention join sigmoid tanh".split())
+    kind = str(net.rng.choice(SENTENCE_STEPS + CURVES))
     if kind == "product":
         return net.saturated(net.matmul(x, 16))
     if kind in {"add", "mul"}:
@@ -184,4 +189,4 @@ def _sentence_step(net: Network, x: str, found: list[str]) -> str:
     if kind == "join":
         y = net.op("Concat", x, str(net.rng.choice(found)), shape=(1, 6, 32), axis=2)
         return net.matmul(y, 16)
-    return net.op("Sigmoid" if kind == "sigmoid" else "Tanh", x, shape=shape)
+    return net.op(kind, x, shape=shape)

@@ -8,7 +8,7 @@ audit reads the graph that really runs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -87,7 +87,11 @@ class _Auditor:
         problems = [Problem(unit, "float", reason(self._units[unit], self._opset)) for unit in floats]
         problems += self._useless(floats)
         weight_only, surviving = self._constants(floats)
-        return Audit(frozenset(fused), tuple(dict.fromkeys([*problems, *surviving])), frozenset(weight_only))
+        name = self._executed.float_name
+        found = [replace(problem, unit=name(problem.unit)) for problem in (*problems, *surviving)]
+        return Audit(
+            frozenset(map(name, fused)), tuple(dict.fromkeys(found)), frozenset(map(name, weight_only))
+        )
 
     def _of(self, node: ir.Node) -> tuple[str, ...]:
         return self._executed.units(node)

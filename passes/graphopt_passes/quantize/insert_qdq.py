@@ -7,7 +7,7 @@ biases int32 on the scale of the product, s_x · s_w, which is what the accumula
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +47,6 @@ class _Writer:
     placement: Placement
     scheme: Scheme
     bits: int
-    _read: dict[tuple[ir.Value, ir.Graph], ir.Value] = field(default_factory=dict)
 
     def write(self) -> None:
         names = self.scheme.nodes
@@ -87,13 +86,12 @@ class _Writer:
     def _reads_integers(use: Any, heads: dict[ir.Node, Part], value: ir.Value) -> bool:
         return use.node in heads and value in heads[use.node].inputs
 
-    @staticmethod
-    def _take_output(value: ir.Value, quantized: ir.Value, back: ir.Value) -> None:
+    def _take_output(self, value: ir.Value, quantized: ir.Value, back: ir.Value) -> None:
         """Let the dequantized value be the graph output of this name; only QuantizeLinear reads the other."""
         quantize = quantized.producer()
         assert quantize is not None
         g.replace(value, back)
-        value.name = f"{back.name}_float"
+        value.name = self.run.names(self.model).fresh(f"{back.name}_float")
         quantize.replace_input_with(0, value)
 
     def _after(self, value: ir.Value, node: ir.Node, what: str) -> ir.Value:
