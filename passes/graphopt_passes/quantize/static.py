@@ -124,9 +124,8 @@ class _Search:
             touched = [v for v in (*part.inputs, *part.outputs) if g.constant(v) is None]
             missing = [v.name for v in touched if v.name not in grids]
             if missing:
-                self.findings.reasons[name] = (
-                    f"'{missing[0]}' has no range: {self.findings.reasons.get(missing[0] or '', '')}"
-                )
+                why = self.absent.get(missing[0] or "", "it was not watched")
+                reasons[name] = f"'{missing[0]}' has no range: {why}"
                 chosen.discard(name)
                 continue
             grid = grids[part.outputs[0].name or ""]
