@@ -103,7 +103,7 @@ class Placement:
             reason = self._unfit(node, kernel, opset)
             if reason is None and kernel.role == "layer":
                 part, reason = self._layer(node, kernel)
-            reason = reason or self._foreign(part)
+            reason = reason or self._foreign(part) or _infinite(part)
             if reason is not None:
                 self.refusals[g.output_name(node)] = reason
                 self.refused[g.output_name(node)] = node
@@ -247,6 +247,16 @@ def _stranded(placement: Placement, part: Part, chosen: set[str]) -> bool:
     readers = {use.node for value in part.outputs for use in value.uses()}
     heads = {p.node for name in chosen if (p := placement.parts[name])}
     return not (before and readers & heads)
+
+
+def _infinite(part: Part) -> str | None:
+    """No grid holds NaN and infinity, such as masks are made of."""
+    for value in (*part.inputs, part.weight, part.bias):
+        data = g.array(value)
+        if data is not None and not np.isfinite([data.min(initial=0), data.max(initial=0)]).all():
+            assert value is not None
+            return f"'{value.name}' is not finite"
+    return None
 
 
 def _home(value: ir.Value) -> ir.Graph | None:
