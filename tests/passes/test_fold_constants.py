@@ -181,6 +181,17 @@ def test_a_large_intermediate_is_fine_when_little_is_stored(worker: Worker) -> N
     assert ops(model) == {"Add": 1}
 
 
+def test_what_depends_on_a_value_that_is_not_stored_folds(worker: Worker) -> None:
+    proto = parse(
+        """g (float[1000] x) => (float[1000] y, float[1] s) <float[1] a = {2}, int64[1] n = {1000}>
+        { e = Expand(a, n)  y = Add(x, e)  s = ReduceSum(e) }"""
+    )
+    model, run = run_passes(proto, FoldConstants(), worker=worker)
+    assert ops(model) == {"Expand": 1, "Add": 1}
+    assert {refusal.where for refusal in run.journal.refusals} == {"Expand making 'e'"}
+    assert_same(proto, model, {"x": np.arange(1000, dtype=np.float32)})
+
+
 def test_one_bad_node_does_not_lose_the_batch(worker: Worker) -> None:
     proto = parse(
         """g (float[4] x) => (float[4] y, float[3] z)

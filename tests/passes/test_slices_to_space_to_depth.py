@@ -18,7 +18,15 @@ OFFSETS = ((0, 0), (1, 0), (0, 1), (1, 1))  # the order of YOLO's Focus
 END = 2**63 - 1
 
 
-def focus(order=OFFSETS, channels: int = 3, tail: str = "y = Relu(depth)", outputs: str = "y", axis: int = 1):
+def focus(
+    order=OFFSETS,
+    channels: int = 3,
+    *,
+    tail: str = "y = Relu(depth)",
+    outputs: str = "y",
+    axis: int = 1,
+    h="h",
+):
     """A graph that cuts x into four patches, one Slice per axis as exporters write them."""
     nodes = "".join(
         f"r{k} = Slice(x, start{i}, end, axis2, two) p{k} = Slice(r{k}, start{j}, end, axis3, two) "
@@ -26,7 +34,7 @@ def focus(order=OFFSETS, channels: int = 3, tail: str = "y = Relu(depth)", outpu
     )
     results = ", ".join(f"float[n,c,h,w] {name}" for name in outputs.split())
     return parse(
-        f"""g (float[n,{channels},h,w] x) => ({results})
+        f"""g (float[n,{channels},{h},w] x) => ({results})
         <int64[1] start0 = {{0}}, int64[1] start1 = {{1}}, int64[1] end = {{{END}}}, int64[1] two = {{2}},
          int64[1] axis2 = {{2}}, int64[1] axis3 = {{3}},
          float[2,{4 * channels},1,1] weight = {{{", ".join(str(v) for v in range(8 * channels))}}}>
@@ -59,6 +67,7 @@ def test_a_conv_takes_the_permutation_into_its_weights(worker: Worker) -> None:
     ("graph", "reason"),
     [
         (focus(axis=0), "not concatenated as channels"),
+        (focus(h=1), "has empty patches"),
         (focus(((0, 0), (0, 0), (0, 1), (1, 1))), "do not cover each offset"),
         (focus(tail="y = Relu(depth) z = Neg(p0)", outputs="y z"), "needed elsewhere"),
         (focus(tail="y = Relu(depth)", outputs="y p1"), "needed elsewhere"),

@@ -192,3 +192,21 @@ def weights_in_attributes() -> Built:
         c = Neg(b)
         z = Mul(y, c)
     }}""")
+
+
+@trap()
+def small_value_of_one_that_fits_only_later() -> Built:
+    """Once equal weights are stored once, the file has room for the zeros."""
+    return model(
+        """g (float[200] x) => (float[100] z, float[1] s, float[200] a, float[200] b) {
+        z = ConstantOfShape(n)
+        t = Tile(z, three)
+        s = ReduceSum(t)
+        a = Add(x, w1)
+        b = Mul(x, w2)
+    }""",
+        n=ints(100),
+        three=ints(3),
+        w1=normal(200),
+        w2=normal(200),
+    )

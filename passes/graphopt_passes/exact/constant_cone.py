@@ -96,6 +96,18 @@ def frontier(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     ]
 
 
+def with_makers(nodes: Iterable[ir.Node], candidates: list[ir.Node]) -> list[ir.Node]:
+    """The nodes and those of the candidates that they depend on, in the order of the candidates.
+
+    A value that is too large to be stored may still be computed for a small one that depends on it.
+    """
+    needed = set(nodes)
+    for node in reversed(candidates):
+        if node in needed:
+            needed.update(maker for value in node.inputs if value is not None and (maker := value.producer()))
+    return [node for node in candidates if node in needed]
+
+
 @dataclass
 class Cone:
     """Nodes of one scope that depend on constants only, as a protobuf; every value gets a name of its own.

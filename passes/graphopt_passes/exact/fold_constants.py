@@ -19,7 +19,16 @@ from graphopt.pipeline import Pass, Run
 from graphopt.runtime.values import Tensor, Value
 from graphopt.storage.weights import MappedFile
 from graphopt_passes.analysis.divisors import divided_by_zero
-from graphopt_passes.exact.constant_cone import Cone, Scope, foldable, frontier, is_stored, scopes, to_ir
+from graphopt_passes.exact.constant_cone import (
+    Cone,
+    Scope,
+    foldable,
+    frontier,
+    is_stored,
+    scopes,
+    to_ir,
+    with_makers,
+)
 from graphopt_passes.exact.eliminate_dead_code import called_functions, drop_uncalled, remove_dead
 from graphopt_passes.exact.growth import Plan, affordable
 
@@ -110,8 +119,7 @@ class _Folding:
         stuck = len(self.stuck)
         candidates = foldable(self.scope, self.run, self.stuck)
         plan = self._afford(self._bounded(candidates), {}) if candidates else Plan()
-        chosen = set(plan.nodes)
-        results = self._evaluate([node for node in candidates if node in chosen])
+        results = self._evaluate(with_makers(plan.nodes, candidates), frontier(plan.nodes))
         stored = bool(results) and self._store(plan, results)
         return stored or len(self.stuck) > stuck
 
@@ -187,18 +195,18 @@ class _Folding:
 
     # Evaluation.
 
-    def _evaluate(self, nodes: list[ir.Node]) -> dict[ir.Value, Value]:
-        """The values that others need from these nodes; nothing when one fails, which is then stuck."""
+    def _evaluate(self, nodes: list[ir.Node], outputs: list[ir.Value]) -> dict[ir.Value, Value]:
+        """The outputs that these nodes compute; nothing when a node fails, which is then stuck."""
         if not nodes:
             return {}
         try:
-            return self._compute(nodes)
+            return self._compute(nodes, outputs)
         except WorkerError as error:
             self._blame(nodes, error)
             return {}
 
-    def _compute(self, nodes: list[ir.Node]) -> dict[ir.Value, Value]:
-        cone, outputs = Cone(self.scope, self.model.ir.ir_version), frontier(nodes)
+    def _compute(self, nodes: list[ir.Node], outputs: list[ir.Value]) -> dict[ir.Value, Value]:
+        cone = Cone(self.scope, self.model.ir.ir_version)
         results = self.run.worker.evaluate(*cone.build(nodes, outputs))
         return {value: results[cone.name(value)] for value in outputs}
 
@@ -208,7 +216,7 @@ class _Folding:
         while fails - runs > 1:
             middle = (runs + fails) // 2
             try:
-                self._compute(nodes[:middle])
+                self._compute(nodes[:middle], frontier(nodes[:middle]))
                 runs = middle
             except WorkerError as found:
                 fails, error = middle, found

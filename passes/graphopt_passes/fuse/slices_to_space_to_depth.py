@@ -6,6 +6,11 @@ SpaceToDepth puts channel c of the offset (i, j) at (2i + j)·C + c, so that p =
 order, for c in 0…C−1]. A Conv that follows takes the permutation into its weights:
 
     Conv(Gather₁(x, p), W) = Conv(x, W'),   W'[:, p] = W
+
+Where an axis of the image has an odd length, the patches differ in shape, and Concat fails. One length is an
+exception: the patches of a single row have one row or none, and ONNX Runtime skips empty parts, which the
+standard does not allow. SpaceToDepth fails there. Such an image is refused if its shape is static; for a
+dynamic axis the standard is taken at its word, since no exporter's graph says that an image has two rows.
 """
 
 from __future__ import annotations
@@ -56,6 +61,7 @@ class SliceConcatToSpaceToDepth(Rule):
         assert dims is not None
         match.require(shapes.dtype(source) is ir.DataType.FLOAT, "ONNX Runtime has it for float32 only")
         match.require(isinstance(dims[1], int), "the number of channels is not static")
+        match.require(1 not in dims[2:], "an image of one row or column has empty patches")
         inner = {node for patch in patches for node in patch.nodes} | {match.root}
         match.require(all(patch.is_private(inner) for patch in patches), "a slice is needed elsewhere")
         return int(dims[1])
