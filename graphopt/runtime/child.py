@@ -51,7 +51,9 @@ def _serve(requests: queue.SimpleQueue[tuple[str, tuple[Any, ...]]], answers: Bi
     except ImportError as error:
         missing = str(error)
     if memory_limit:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = memory_limit if most == resource.RLIM_INFINITY else min(memory_limit, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     while True:
         method, arguments = requests.get()
         answer = ("missing", missing) if runtime is None else _answer(runtime, method, arguments)
