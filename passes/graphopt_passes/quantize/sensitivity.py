@@ -16,7 +16,7 @@ from graphopt.proof.evaluation import HeldOut
 from graphopt_passes.quantize.draft import Draft
 
 SAMPLES = 8
-MOST_SECONDS = 180.0
+MOST_SECONDS = 120.0
 _NOISE_OF_NOTHING = 1e-12
 
 

@@ -8,7 +8,7 @@ against accuracy, until one keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -37,6 +37,9 @@ from graphopt_passes.quantize.timing import Timing
 OPSET = 13
 _AUDITS = 4
 _REFINEMENTS = 3
+# Of the speed gained, the share that is given up for accuracy, and the noise that must then be left at most.
+_CHEAP = 0.05
+_WORTH = 0.8
 
 
 def lower(task: Task) -> Outcome:
@@ -235,12 +238,38 @@ class _Search:
             if noise(trial.score) < noise(judged.score):
                 self.drafts, judged = drafts, trial
                 self.notes.append("scales were moved between layers (SmoothQuant)")
+        frontier = self._frontier(nodes)
         if judged.kept:
-            return self._accept(judged)
-        found = first_kept(self.task, self._frontier(nodes), self.drafts.build)
+            return self._accept(self._spared(judged, frontier))
+        found = first_kept(self.task, frontier, self.drafts.build)
         if found is None:
             return self._refuse(f"no placement keeps the budget: {judged.reason}", judged)
         return self._confirmed(found)
+
+    def _spared(self, judged: Judged, frontier: Sequence[Nodes]) -> Judged:
+        """Give up a little of the speed where that saves much of the accuracy."""
+        if self.findings.timing is None:
+            return judged
+        costs = self.findings.timing.costs()
+        fast = costs.seconds(judged.draft.nodes)
+        most = fast + _CHEAP * (costs.seconds(frozenset()) - fast)
+        affordable = [nodes for nodes in frontier if costs.seconds(nodes) <= most]
+        draft = self.drafts.build(affordable[-1]) if affordable else None
+        if draft is None or not draft.nodes:
+            return judged
+        trial = Judged.of(self.task, draft)
+        better = trial.kept and noise(trial.score) < _WORTH * noise(judged.score)
+        if not better or not self._measure(draft).pays:
+            return judged
+        self._blame(draft.nodes)
+        return trial
+
+    def _blame(self, kept: Nodes) -> None:
+        """Say which layers are on floats for the accuracy that they would cost."""
+        for name, penalty in self.findings.penalties.items():
+            if name not in kept:
+                reason = f"costs accuracy: {decibels(penalty):.1f} dB if it alone is int8"
+                self.findings.reasons.setdefault(name, reason)
 
     def _dynamic_only(self) -> Outcome:
         """Where no static placement pays, dynamic quantization still may."""
@@ -265,10 +294,7 @@ class _Search:
             found = self._measure(judged.draft)
             if not found.pays:
                 return self._refuse(f"what keeps the budget does not pay: {found.summary()}", judged)
-        for name, penalty in self.findings.penalties.items():
-            if name not in judged.draft.nodes:
-                reason = f"costs accuracy: {decibels(penalty):.1f} dB if it alone is int8"
-                self.findings.reasons.setdefault(name, reason)
+        self._blame(judged.draft.nodes)
         return self._accept(judged)
 
     def _accept(self, judged: Judged) -> Outcome:
