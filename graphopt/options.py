@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt import registry
 from graphopt.errors import UsageError
@@ -16,6 +16,9 @@ from graphopt.proof.budget import DEFAULT as DEFAULT_DROP
 from graphopt.proof.budget import Budget
 from graphopt.report import decisions
 from graphopt.storage.files import check_destination
+
+if TYPE_CHECKING:
+    from graphopt.samples.sampling import Source
 
 PRECISIONS = ("int8", "int8-dynamic")
 RANGES = ("auto", "minmax", "percentile", "kl", "mse")
@@ -29,7 +32,8 @@ class Options:
     Attributes:
         passes: a pipeline, a list of passes and rules, or its spelling; ``None`` takes the default plan.
         target: ``cpu``, ``cuda`` or ``tensorrt``.
-        data: the user's samples, see :mod:`graphopt.samples.sampling`; ``None`` draws synthetic ones.
+        data: the user's samples: a path or function, or arrays, see
+            :meth:`graphopt.samples.sampling.Samples.from_user`; ``None`` draws synthetic ones.
         shapes: ``name=1x3x224x224``, for synthetic samples; a name may come several times.
         seed: of the synthetic samples.
         threads: ONNX Runtime's intra-op threads; 0 is its default, one per core.
@@ -63,7 +67,7 @@ class Options:
 
     passes: Any = None
     target: str = "cpu"
-    data: str | None = None
+    data: Source | None = None
     shapes: Sequence[str] = ()
     seed: int = 0
     threads: int = 0

@@ -13,6 +13,8 @@ from graphopt.samples.sampling import Samples
 from graphopt.samples.synthetic import Drawer, parse_shapes
 from graphopt.target import REFERENCE
 
+GOOD = np.zeros((2, 3, 4, 4), np.float32)
+
 
 def _model(nodes, inputs, outputs, initializers=(), ir_version=10):
     graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
@@ -85,6 +87,55 @@ def test_a_single_value_serves_every_sample(tmp_path):
     assert [float(sample["s"].numpy()) for sample in _read(tmp_path / "data.npz", model)] == [7.0] * 3
 
 
+def test_a_dict_of_arrays_is_cut_as_an_npz_is(tmp_path):
+    inputs = [_info("x", 1, ["n", 2]), _info("y", 1, [2, 2]), _info("s", 1, [])]
+    model = _model([helper.make_node("Sum", ["x", "y", "s"], ["z"])], inputs, [_info("z", 1, None)])
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.normal(size=(3, 2)).astype(np.float32),
+        "y": rng.normal(size=(6, 2)).astype(np.float32),
+        "s": np.float32(7),
+        "labels": np.arange(3),
+    }
+    np.savez(tmp_path / "data.npz", **arrays)
+    for held, read in zip(_read(arrays, model), _read(tmp_path / "data.npz", model), strict=True):
+        assert held.keys() == read.keys() == {"x", "y", "s"}
+        for name, value in held.items():
+            np.testing.assert_array_equal(value.numpy(), read[name].numpy())
+            assert value.shape == read[name].shape
+    assert len(_read(arrays, model)) == 3
+
+
+def test_a_list_of_dicts_holds_samples_of_any_size():
+    samples = [{"x": np.full((1, 3, size, size), size, np.float32)} for size in (2, 5)]
+    read = Samples.from_user(samples, ir.from_proto(_image_model()))
+    for _ in range(2):
+        assert [sample["x"].shape for sample in read] == [(1, 3, 2, 2), (1, 3, 5, 5)]
+    assert read.describe(2) == "2 samples of data"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"x": np.zeros((2, 3, 4, 4))}, "data: sample 0: input 'x' has type float64"),
+        ({"q": GOOD}, "data: the model has no input 'q'"),
+        ({"x": [[1.0], [1.0, 2.0]]}, "data: input 'x' is no array"),
+        ([{"x": GOOD}, {"x": GOOD[0]}], "data: sample 1: input 'x' has shape"),
+        ([{}], "data: sample 0: input 'x' is missing"),
+    ],
+)
+def test_arrays_that_do_not_fit_name_input_and_sample(data, message):
+    with pytest.raises(DataError) as error:
+        _read(data, _image_model())
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("data", [GOOD, [GOOD], iter([{"x": GOOD}]), 7])
+def test_other_objects_are_a_usage_error(data):
+    with pytest.raises(UsageError, match=r"data is .*: give a file, .* a dict of arrays"):
+        Samples.of(ir.from_proto(_image_model()), data)
+
+
 def test_a_folder_of_npz_is_read_in_the_order_of_names(tmp_path):
     for index in (2, 0, 1):
         np.savez(tmp_path / f"{index}.npz", x=np.full((1, 3, 2, 2), index, np.float32))
@@ -111,9 +162,6 @@ def test_a_function_yields_samples(tmp_path, monkeypatch):
     assert [s["x"].numpy().max() for s in _read("mydata:samples", _image_model())] == [0, 1, 2]
     with pytest.raises(UsageError, match="mydata:nothing"):
         _read("mydata:nothing", _image_model())
-
-
-GOOD = np.zeros((2, 3, 4, 4), np.float32)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from graphopt.proof.digests import Digest, chosen, digests
 from graphopt.proof.labels import Labels
 from graphopt.proof.usermetric import UserMetric
 from graphopt.samples.inputs import InputSpec
-from graphopt.samples.sampling import SYNTHETIC, Samples
+from graphopt.samples.sampling import Samples, Source, given
 from graphopt.samples.userdata import LABELS, load_function, reader
 
 HELD_OUT_EVERY = 4
@@ -54,14 +54,15 @@ class Division:
 
 
 def gather(
-    model: ir.Model, data: str | None, shapes: Sequence[str] = (), seed: int = 0, limit: int | None = None
+    model: ir.Model, data: Source | None, shapes: Sequence[str] = (), seed: int = 0, limit: int | None = None
 ) -> Samples:
     """All samples of ``--data``, or the first ``limit``; without data 64 synthetic ones.
 
     Raises:
         UsageError: there is no such data, or a shape does not fit the model.
     """
-    if data is not None and data != SYNTHETIC:
+    data = given(data)
+    if data is not None:
         return Samples.from_user(data, model, limit)
     from graphopt.samples.synthetic import Drawer, parse_shapes
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import UsageError
 from graphopt.runtime.values import Value
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from graphopt.samples.synthetic import Drawer
 
 Sample = dict[str, Value]
+Source = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 USER_LIMIT = 100
 # What --data says to draw samples after all.
 SYNTHETIC = "synthetic"
+
+
+def given(data: Source | None) -> Source | None:
+    """The user's data; None if samples are to be drawn."""
+    return None if isinstance(data, str) and data == SYNTHETIC else data
 
 
 @dataclass
@@ -43,7 +49,7 @@ class Samples:
     def of(
         cls,
         model: Model | ir.Model,
-        data: str | Path | None = None,
+        data: Source | None = None,
         shapes: Sequence[str] = (),
         seed: int = 0,
         override: bool = True,
@@ -64,7 +70,7 @@ class Samples:
         import onnx_ir as ir
 
         graph = model if isinstance(model, ir.Model) else model.ir
-        data = None if data == SYNTHETIC else data
+        data = given(data)
         if data is not None and shapes:
             raise UsageError("the samples of --data have shapes of their own; leave --shape out")
         if data is not None:
@@ -74,23 +80,28 @@ class Samples:
         return cls.synthetic(Drawer(graph, parse_shapes(shapes), seed, override))
 
     @classmethod
-    def from_user(cls, source: str | Path, model: ir.Model, limit: int | None = USER_LIMIT) -> Samples:
+    def from_user(cls, source: Source, model: ir.Model, limit: int | None = USER_LIMIT) -> Samples:
         """The user's first ``limit`` samples, each checked against the model's inputs as it is read.
 
         Args:
             source: an .npz file with one array per input, a folder of such files, ONNX ``test_data_set_*``
-                folders, or ``package.module:function`` that yields dicts.
+                folders, or ``package.module:function`` that yields dicts; in Python also a dict of arrays as
+                in an .npz file, or a list of dicts, one for each sample.
             model: what will be fed.
             limit: how many samples to use; None takes all.
 
         Raises:
-            UsageError: there is no such file or function.
+            UsageError: there is no such file or function, or ``source`` is of another type.
             DataError: while iterating, when a sample does not fit the model.
         """
+        from graphopt.samples import memory
         from graphopt.samples.inputs import inputs_of
         from graphopt.samples.userdata import ignored, reader
 
         specs = inputs_of(model)
+        if not isinstance(source, str | Path):
+            held = memory.reader(source, specs)
+            return cls(memory.NAME, lambda: itertools.islice(held(), limit))
         read = reader(str(source), specs)
         return cls(str(source), lambda: itertools.islice(read(), limit), note=ignored(str(source), specs))
 

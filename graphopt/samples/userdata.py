@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -120,21 +120,44 @@ def _read_archive(
     if unknown := sorted(set(names) - set(by_name)):
         check(specs, dict.fromkeys(unknown), str(path))
     arrays = {name: _Stack(archive, name, by_name[name], path) for name in names}
-    counts = {stack.count for stack in arrays.values()} - {1}
-    if len(counts) > 1:
-        told = ", ".join(f"{name!r} {stack.count}" for name, stack in arrays.items())
-        raise DataError(f"{path}: inputs have different numbers of samples: {told}")
-    for index in range(max(counts, default=1)):
+    for index in range(sample_count({name: stack.count for name, stack in arrays.items()}, str(path))):
         sample = {name: stack.next() for name, stack in arrays.items()}
         yield check(specs, sample, f"{path}: sample {index}")
+
+
+def sample_count(counts: Mapping[str, int], where: str) -> int:
+    """How many samples arrays hold together; one that holds a single sample serves for all.
+
+    Raises:
+        DataError: they hold different numbers.
+    """
+    several = set(counts.values()) - {1}
+    if len(several) > 1:
+        told = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+        raise DataError(f"{where}: inputs have different numbers of samples: {told}")
+    return max(several, default=1)
+
+
+def cut(shape: tuple[int, ...], spec: InputSpec) -> tuple[tuple[int, ...], int]:
+    """The shape of one sample in an array of ``shape``, and the number of samples.
+
+    An array of one axis more than the input is a stack of whole inputs; one of the input's own rank is cut
+    along its first axis into as many rows as the input takes (one, if that is dynamic).
+    """
+    rank = len(spec.shape) if spec.shape is not None else len(shape) - 1
+    if shape and len(shape) == rank + 1:
+        return shape[1:], shape[0]
+    if shape and len(shape) == rank and spec.shape:
+        rows = spec.shape[0] if isinstance(spec.shape[0], int) else 1
+        if rows and shape[0] % rows == 0:
+            return (rows, *shape[1:]), shape[0] // rows
+    return shape, 1
 
 
 class _Stack:
     """One array of an .npz file, read as a stream of samples along its leading axis.
 
-    An array of one axis more than the input is a stack of whole inputs; one of the input's own rank is cut
-    along its first axis into as many rows as the input takes (one, if that is dynamic). A single sample
-    serves all samples of the other inputs.
+    A single sample serves all samples of the other inputs.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str, spec: InputSpec, path: Path) -> None:
@@ -145,15 +168,7 @@ class _Stack:
             raise DataError(f"{path}: array {name!r} cannot be read: {error}") from None
         if self._dtype.hasobject or self._fortran:
             raise DataError(f"{path}: array {name!r} must be a plain array in C order, without objects")
-        rank = len(spec.shape) if spec.shape is not None else len(shape) - 1
-        self._shape = shape
-        self.count = 1
-        if shape and len(shape) == rank + 1:
-            self._shape, self.count = shape[1:], shape[0]
-        elif shape and len(shape) == rank and spec.shape:
-            rows = spec.shape[0] if isinstance(spec.shape[0], int) else 1
-            whole = rows and shape[0] % rows == 0
-            self._shape, self.count = ((rows, *shape[1:]), shape[0] // rows) if whole else (shape, 1)
+        self._shape, self.count = cut(shape, spec)
         self._single: Array | None = None
 
     def next(self) -> Array:
