@@ -18,6 +18,7 @@ from graphopt.proof.executed import Executed
 from graphopt.proof.profile import Profile, profile
 from graphopt.runtime.values import Tensor
 from graphopt_passes.quantize.audit import Audit, audit
+from graphopt_passes.quantize.fusable import STYLES
 from graphopt_passes.quantize.insert_qdq import drop_unused, insert_qdq
 from graphopt_passes.quantize.placement import Placement, consistent
 from graphopt_passes.quantize.ranges import Range
@@ -95,7 +96,9 @@ class Drafts:
     @cached_property
     def grids(self) -> Mapping[str, Grid]:
         """The grids of the ranges."""
-        return {name: Grid.of(found.low, found.high) for name, found in self.ranges.items()}
+        style = STYLES[self.task.options.target]
+        how = {"signed": style.signed, "symmetric": style.symmetric}
+        return {name: Grid.of(found.low, found.high, **how) for name, found in self.ranges.items()}
 
     def build(self, nodes: Collection[str]) -> Draft:
         """The draft with these parts on integers, less those that would only convert."""

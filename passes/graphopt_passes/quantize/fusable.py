@@ -59,8 +59,40 @@ _CPU: dict[str, Kernel] = {
     "Resize": Kernel("mover", needs=(("mode", ("nearest",)),)),
 }
 
-KERNELS: dict[str, dict[str, Kernel]] = {"cpu": _CPU}
+# TensorRT fuses by itself what follows; it wants pairs before layers only (explicit quantization).
+_TENSORRT: dict[str, Kernel] = {
+    "Conv": Kernel("layer", float_result=True),
+    "Gemm": Kernel("layer", float_result=True),
+    "MatMul": Kernel("layer", operands=2, float_result=True),
+}
+
+KERNELS: dict[str, dict[str, Kernel]] = {"cpu": _CPU, "tensorrt": _TENSORRT}
 """Target → operator of the default domain → its kernel."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a target wants its integers.
+
+    Attributes:
+        signed: activations are int8 rather than uint8.
+        symmetric: their zero points are 0.
+        integer_bias: biases are int32 rather than floats.
+    """
+
+    signed: bool
+    symmetric: bool
+    integer_bias: bool
+
+
+# x64 kernels fuse uint8 everywhere, int8 only in chains; a Relu needs a zero point at the end of the range.
+STYLES: dict[str, Style] = {"cpu": Style(False, False, True), "tensorrt": Style(True, True, False)}
+"""Target → style."""
+
+UNFIT = {
+    "cuda": "on CUDA, ONNX Runtime computes quantized models on floats, with conversions around them",
+}
+"""Targets where int8 is pointless, and why."""
 
 DEFAULTS: dict[str, object] = {"alpha": 1.0, "beta": 1.0, "storage_order": 0, "mode": "nearest"}
 """Values of the attributes above when a node does not state them."""

@@ -17,6 +17,7 @@ from graphopt import graph as g
 from graphopt.pipeline import Run
 from graphopt_passes.exact.eliminate_dead_code import remove_dead
 from graphopt_passes.quantize.bias_correction import integer_bias
+from graphopt_passes.quantize.fusable import STYLES
 from graphopt_passes.quantize.placement import Part, Placement
 from graphopt_passes.quantize.scheme import Array, Grid, IntegerWeight, Scheme
 from graphopt_passes.quantize.weights import on_scales, raise_scales, rounded
@@ -162,8 +163,11 @@ class _Writer:
         ]
         bias = self._bias(part)
         self._dequantize(node, 1, inputs, weight.axis)
-        if bias is not None:
+        if bias is not None and STYLES[self.run.target.name].integer_bias:
             self._quantize_bias(part, bias, input_scale, weight.scales)
+        elif bias is not None and part.name in self.scheme.biases:
+            at, index = self._bias_place(part)
+            at.replace_input_with(index, self._constant(at, bias, f"{part.name}_bias"))
 
     def _integers(self, part: Part, input_scale: float) -> IntegerWeight:
         """The weight's integers, on scales with which the bias fits into 32 bits."""
@@ -180,11 +184,17 @@ class _Writer:
         corrected = self.scheme.biases.get(part.name)
         return corrected if corrected is not None else g.array(part.bias)
 
-    def _quantize_bias(self, part: Part, bias: Array, input_scale: float, scales: Array) -> None:
+    @staticmethod
+    def _bias_place(part: Part) -> tuple[ir.Node, int]:
+        """The node that adds the bias, and the index of its input, which is made if there is none."""
         node = part.nodes[1] if part.node.op_type == "MatMul" else part.node
         index = list(node.inputs).index(part.bias) if part.bias is not None else 2
         if index >= len(node.inputs):
             node.resize_inputs(3)
+        return node, index
+
+    def _quantize_bias(self, part: Part, bias: Array, input_scale: float, scales: Array) -> None:
+        node, index = self._bias_place(part)
         name = part.bias.name if part.bias is not None else f"{part.name}_bias"
         products = (np.float32(input_scale) * scales).astype(np.float32)
         inputs = [

@@ -25,6 +25,7 @@ from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
 from graphopt_passes.quantize.fit import fitted, nearest
 from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept
+from graphopt_passes.quantize.fusable import STYLES, UNFIT
 from graphopt_passes.quantize.layer_report import Findings
 from graphopt_passes.quantize.mixed import with_dynamic
 from graphopt_passes.quantize.partition import cheapest, sweep
@@ -56,6 +57,8 @@ class _Search:
 
     def run(self) -> Outcome:
         """The steps."""
+        if self.task.options.target in UNFIT:
+            return Outcome(None, UNFIT[self.task.options.target])
         model = self.task.model.clone()
         to_ir4(model)
         reason = raised(model, self.task.new_run(), OPSET)
@@ -63,7 +66,7 @@ class _Search:
             return Outcome(None, f"int8 needs opset {OPSET}, and {reason}")
         self.model = model
         placement = self.placement = Placement(model, self.task.new_run())
-        self.findings = Findings(model, placement)
+        self.findings = Findings(model, placement, audited=self._audits)
         if not layers_of(placement, placement.parts):
             return self._refuse("there is no layer with an integer kernel")
         ranges = self._ranges(model, self._gather)
@@ -111,7 +114,8 @@ class _Search:
     def _ranges(self, model: Model, gather: Gather) -> Mapping[str, Range]:
         values = self.placement.on_grids(self.placement.parts)
         values += [v for part in self.placement.parts.values() for v in part.outputs]
-        forms = {value.name or "": Form() for value in values}
+        style = STYLES[self.task.options.target]
+        forms = {value.name or "": Form(style.signed, style.symmetric) for value in values}
         found = find_ranges(model, forms, gather, self.task.options.ranges)
         self.absent = found.absent
         if self.task.options.save_calibration is not None:
@@ -138,7 +142,9 @@ class _Search:
         return consistent(self.placement, chosen)
 
     def _audited(self, chosen: Nodes) -> Nodes:
-        """The parts that really become integer kernels."""
+        """The parts that really become integer kernels; only the target's own runtime can tell."""
+        if not self._audits:
+            return chosen
         for _ in range(_AUDITS):
             self.task.progress("auditing what fuses")
             draft = self.drafts.build(chosen)
@@ -148,6 +154,10 @@ class _Search:
             self.findings.reasons.update(failed)
             chosen = consistent(self.placement, draft.nodes - failed.keys())
         return chosen
+
+    @property
+    def _audits(self) -> bool:
+        return self.task.options.target == self.task.target.name
 
     def _failed(self, draft: Draft) -> dict[str, str]:
         found = {}
@@ -308,7 +318,8 @@ class _Search:
     def _finish(self, judged: Judged) -> Outcome:
         draft = judged.draft
         self.findings.ranges = self.drafts.ranges
-        problems = [problem for problem in draft.audit.problems if problem.kind != "useless"]
+        found = draft.audit.problems if self._audits else ()
+        problems = [problem for problem in found if problem.kind != "useless"]
         self.notes += [f"fusion audit: {problem}" for problem in problems]
         share = macs_share(self.model, self.task, draft.nodes)
         layers = self.findings.describe(draft)
