@@ -33,6 +33,7 @@ class Findings:
         reasons: why a part is not on integers.
         penalties: noise power over signal power when a layer alone is on integers.
         timing: measured seconds; None if nothing was measured.
+        audited: whether the runtime here is the target's, and tells what fuses.
     """
 
     model: Model
@@ -42,6 +43,7 @@ class Findings:
     reasons: dict[str, str] = field(default_factory=dict)
     penalties: dict[str, float] = field(default_factory=dict)
     timing: Timing | None = None
+    audited: bool = True
 
     def describe(self, draft: Draft | None) -> tuple[LayerReport, ...]:
         """One report for each part and each node that could not be one; ``draft`` is the result, if any."""
@@ -62,7 +64,7 @@ class Findings:
         chosen = draft is not None and part.name in draft.nodes
         output = part.outputs[0]
         dynamic = chosen and draft is not None and part.name in draft.dynamic
-        found = self.ranges.get(output.name or "") if chosen and not dynamic else None
+        found = self._range(output, draft) if chosen and draft is not None else None
         penalty = self.penalties.get(part.name)
         return LayerReport(
             part.name,
@@ -73,11 +75,23 @@ class Findings:
             low=found.low if found else None,
             high=found.high if found else None,
             method="dynamic" if dynamic else found.method if found else "",
-            fused=part.name in draft.audit.fused if chosen and not dynamic and draft else None,
+            fused=part.name in draft.audit.fused
+            if self.audited and chosen and not dynamic and draft
+            else None,
             float_ms=self._ms(part, "floats"),
             int8_ms=self._ms(part, "integers"),
             reason="" if chosen else self.reasons.get(part.name, self._why(draft)),
         )
+
+    def _range(self, value: ir.Value, draft: Draft) -> Range | None:
+        """What the grid of a value covers, which may be that of another value; None if it is on none."""
+        static = draft.nodes - draft.dynamic
+        if value not in self.placement.on_grids(static):
+            return None
+        return self.ranges.get(self.placement.grid_owner(value, static).name or "")
+
+    def _fused(self, part: Part, draft: Draft | None) -> bool | None:
+        return part.name in draft.audit.fused if self.audited and draft is not None else None
 
     @staticmethod
     def _why(draft: Draft | None) -> str:
