@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
+from onnx import numpy_helper
 
 from graphopt.console import precision, summary, terminal
 from graphopt.errors import UsageError
@@ -177,3 +180,72 @@ def test_json_holds_every_layer_and_both_scores() -> None:
     assert read["layers"][-1] == plain(REVERTED)
     assert read["accuracy"]["after"]["lost"] == 8
     assert read["accuracy"]["before"]["sqnr_db"] == "inf"
+
+
+# Runs.
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """Its two classes differ by less than eight bits can tell; with it come samples and labels."""
+    rng = np.random.default_rng(0)
+    hidden, x = rng.standard_normal((8, 16)), rng.standard_normal((60, 8)).astype(np.float32)
+    last = np.repeat(rng.standard_normal((16, 1)), 2, axis=1) + 1e-5 * rng.standard_normal((16, 2))
+    text = "agraph (float[N,8] x) => (float[N,2] y) { a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, v) }"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    for name, array in (("w", hidden), ("v", last)):
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    np.savez(tmp_path / "data.npz", x=x)
+    test = x[::2] + np.float32(0.1)
+    labels = (np.maximum(test @ hidden, 0) @ last).argmax(axis=1)
+    np.savez(tmp_path / "test.npz", x=test, labels=labels)
+    np.savez(tmp_path / "misfit.npz", x=x[:, :7])
+    return path
+
+
+def arguments(model: Path, *more: str) -> list[object]:
+    """Quantize it without measuring, judged by the labels."""
+    test, data = (model.with_name(name) for name in ("test.npz", "data.npz"))
+    given = ["--precision", "int8", "--data", data, "--eval", test, "--no-measure"]
+    return ["optimize", model, model.with_name("out.onnx"), *given, *more]
+
+
+def test_a_quantized_model_is_written_and_described(call: Call, classifier: Path) -> None:
+    outcome = call(*arguments(classifier, "--max-drop", "100%", "--json"))
+    assert outcome.code == 0, outcome
+    read = json.loads(outcome.out)
+    assert {layer["precision"] for layer in read["layers"]} == {"int8"}
+    assert read["accuracy"]["achieved"] is True
+    assert read["accuracy"]["before"]["metric"] == 100
+    assert read["accuracy"]["calibration_samples"] == 60
+    assert read["accuracy"]["evaluation_samples"] == 30
+    nodes = {node.op_type for node in onnx.load(classifier.with_name("out.onnx")).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "MatMul"} <= nodes
+
+
+def test_a_missed_budget_is_no_failure(call: Call, classifier: Path) -> None:
+    outcome = call(*arguments(classifier, "--max-drop", "0%"))
+    assert outcome.code == 0, outcome
+    assert "int8 not achieved, the floats are kept" in re.sub(r"\s+", " ", outcome.out)
+    assert "NOT within the budget" in re.sub(r"\s+", " ", outcome.out)
+    nodes = [node.op_type for node in onnx.load(classifier.with_name("out.onnx")).graph.node]
+    assert nodes == ["MatMul", "Relu", "MatMul"]
+
+
+def test_strict_wants_the_budget_kept(call: Call, classifier: Path) -> None:
+    outcome = call(*arguments(classifier, "--max-drop", "0%", "--strict"))
+    assert outcome.code == 4, outcome
+    assert outcome.err.count("\n") == 1
+    assert "--strict writes nothing" in outcome.err
+    assert not classifier.with_name("out.onnx").exists()
+
+
+def test_data_that_does_not_fit_names_the_input(call: Call, classifier: Path) -> None:
+    misfit = str(classifier.with_name("misfit.npz"))
+    outcome = call(*arguments(classifier, "--data", misfit))
+    assert outcome.code == 5, outcome
+    assert "'x'" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not classifier.with_name("out.onnx").exists()
