@@ -33,6 +33,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.exact.inline_constant_if:InlineConstantIf",
         "replace an If whose condition is constant by the branch that it takes",
     ),
+    "sum-to-add": (
+        f"{_HERE}.exact.sum_to_add:SumToAdd",
+        "turn Sums of two values into Add, which ONNX Runtime fuses more often",
+    ),
     "fuse-conv-bn": (
         f"{_HERE}.fuse.conv_bn:FuseConvBn",
         "merge BatchNormalization into Conv, ConvTranspose and Gemm weights",
@@ -40,6 +44,10 @@ PASSES: dict[str, tuple[str, str]] = {
     "fuse-conv-affine": (
         f"{_HERE}.fuse.conv_affine:FuseConvAffine",
         "merge constant Mul, Add, Sub, Div and zero Pad into Conv weights and attributes",
+    ),
+    "div-to-mul": (
+        f"{_HERE}.exact.div_to_mul:DivToMul",
+        "multiply by the reciprocals of constant powers of two instead of dividing",
     ),
     "slices-to-space-to-depth": (
         f"{_HERE}.fuse.slices_to_space_to_depth:SlicesToSpaceToDepth",

@@ -11,8 +11,10 @@ PLANS: dict[str, tuple[str, ...]] = {
         "fold-constants",
         "decide-conditions",  # after shapes are simplified, right before the branches are inlined
         "inline-constant-if",  # after folding, which finds the conditions that are constant
+        "sum-to-add",  # before the fusions, which know Add
         "fuse-conv-bn",  # before conv-affine: BatchNormalization has its own, more accurate algebra
         "fuse-conv-affine",
+        "div-to-mul",  # after it: what weights have taken in need not be rewritten
         "slices-to-space-to-depth",
         "matmul-add-to-gemm",
         "eliminate-common-subexpressions",  # late: it makes values shared, and shared values block fusion

@@ -131,3 +131,38 @@ def idempotents_with_special_values() -> Built:
         p = Sign(d)
     }""")
     )
+
+
+@trap()
+def sums_of_two_and_more() -> Built:
+    return special(
+        model("""g (float[N,1] x, float[1,M] y, double[N] d) => (float[N,M] a, float[N,M] b, double[N] c, float[N,1] e) {
+        a = Sum(x, y)
+        b = Sum(x, y, x)
+        c = Sum(d, d)
+        e = Sum(x)
+    }""")
+    )
+
+
+@trap(keeps={"Div": 3})
+def divisions_by_powers_of_two() -> Built:
+    return special(
+        model(
+            """g (float[N,2] x, int32[N] i, double[N] d) => (float[N,2] a, float[N,2] b, float[N,2] c,
+            int32[N] j, double[N] e, float[N,2] f) {
+        a = Div(x, powers)
+        b = Div(x, subnormal)
+        c = Div(two, x)
+        j = Div(i, whole)
+        e = Div(d, tiny)
+        f = Div(a, zero)
+    }""",
+            powers=np.array([-0.25, 8], np.float32),
+            subnormal=np.array([2.0**-130, 2], np.float32),
+            two=scalar(2),
+            whole=np.array(2, np.int32),
+            tiny=np.array(2.0**-300),
+            zero=scalar(0),
+        )
+    )
