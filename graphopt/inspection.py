@@ -139,7 +139,7 @@ class Inspection:
             subgraphs=sum(1 for _ in model.ir.graph.subgraphs()),
             parameters=sum(precision.values()),
             precision=precision,
-            quantization=_quantization(model.ir),
+            quantization=quantization(model.ir),
             macs=_total(layer.macs for layer in layers),
             unknown_macs=sum(layer.macs is None for layer in layers),
             ops=_by_op(layers),
@@ -258,6 +258,7 @@ def _precision(model: ir.Model) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
-def _quantization(model: ir.Model) -> dict[str, int]:
+def quantization(model: ir.Model) -> dict[str, int]:
+    """Quantizing operators, and those of integer arithmetic → number of nodes."""
     ops = Counter(node.op_type for node in g.nodes(model))
     return {op: ops[op] for op in sorted(_QUANTIZED | _INTEGER_MATH) if ops[op]}

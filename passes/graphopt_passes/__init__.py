@@ -21,6 +21,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.exact.merge_chains:MergeChains",
         "merge neighbouring Transposes, Reshapes, Squeezes, Casts and Slices",
     ),
+    "merge-qdq": (
+        f"{_HERE}.exact.merge_qdq:MergeQdq",
+        "remove quantization of what was dequantized from the same grid",
+    ),
     "fold-constants": (
         f"{_HERE}.exact.fold_constants:FoldConstants",
         "evaluate what depends on constants only, within a budget of file growth",

@@ -8,6 +8,7 @@ PLANS: dict[str, tuple[str, ...]] = {
         "eliminate-identity",  # before folding: chains become visible, Identity of a weight needs no session
         "simplify-shapes",  # makes static shape computations constant, so that folding sees their consumers
         "merge-chains",
+        "merge-qdq",  # after both: what stood between two pairs is gone
         "fold-constants",
         "decide-conditions",  # after shapes are simplified, right before the branches are inlined
         "inline-constant-if",  # after folding, which finds the conditions that are constant

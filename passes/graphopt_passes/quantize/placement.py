@@ -21,6 +21,7 @@ from graphopt import graph as g
 from graphopt.pipeline import Run
 from graphopt.shapes.inference import Shapes
 from graphopt_passes.quantize.fusable import DEFAULTS, KERNELS, Kernel
+from graphopt_passes.quantize.recognize import is_quantized
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -114,8 +115,8 @@ class Placement:
 
     def _unfit(self, node: ir.Node, kernel: Kernel, opset: int) -> str | None:
         """Why a node has no integer kernel although its operator has."""
-        if self._run.keeps(node):
-            return "it is kept as it is"
+        if self._run.keeps(node) or is_quantized(node):
+            return "it is kept as it is" if self._run.keeps(node) else "it is quantized already"
         if opset < kernel.since:
             return f"it has an integer kernel from opset {kernel.since} on"
         for name, values in kernel.needs:

@@ -31,6 +31,7 @@ from graphopt_passes.quantize.mixed import with_dynamic
 from graphopt_passes.quantize.partition import cheapest, sweep
 from graphopt_passes.quantize.placement import Placement, consistent, saturates
 from graphopt_passes.quantize.ranges import Form, Range
+from graphopt_passes.quantize.recognize import recognize
 from graphopt_passes.quantize.sensitivity import decibels, noise, sensitivities
 from graphopt_passes.quantize.smoothing import smoothed
 from graphopt_passes.quantize.timing import Timing
@@ -65,6 +66,8 @@ class _Search:
         if reason is not None:
             return Outcome(None, f"int8 needs opset {OPSET}, and {reason}")
         self.model = model
+        if (found := recognize(model.ir)) is not None:
+            self.notes.append(str(found))
         placement = self.placement = Placement(model, self.task.new_run())
         self.findings = Findings(model, placement, audited=self._audits)
         if not layers_of(placement, placement.parts):
