@@ -43,7 +43,9 @@ def test_one_of_two_layers_is_quantized(style: str) -> None:
     found = recognize(Model.of(NETWORKS[style]).ir)
     assert found is not None
     assert (found.styles, found.layers, found.share) == ({style: 1}, 2, 0.5)
-    assert str(found).startswith(f"1 of 2 layers were quantized before (1 by {style})")
+    assert str(found).startswith(f"1 of 2 layers were quantized before (1 by {style}")
+    if style == PAIRS:
+        assert found.operators == {"DequantizeLinear": 2, "QuantizeLinear": 1}
 
 
 def test_weights_are_recognized_behind_views_and_zero_points() -> None:
@@ -52,6 +54,12 @@ def test_weights_are_recognized_behind_views_and_zero_points() -> None:
     found = recognize(Model.of(network(layer, q=Q, k=np.float32(2), shape=np.array([8, 8]), **GRID)).ir)
     assert found is not None
     assert found.styles == {WEIGHTS: 2}
+
+
+def test_a_layer_on_floats_whose_result_is_quantized_is_placed(worker: Worker) -> None:
+    proto = network("c = MatMul(x, w) a = QuantizeLinear(c, s, z) h = DequantizeLinear(a, s, z)", **GRID)
+    assert recognize(Model.of(proto).ir) is None
+    assert "c" in Placement(Model.of(proto), Run(CPU, worker)).parts
 
 
 def test_floats_are_not_quantized() -> None:

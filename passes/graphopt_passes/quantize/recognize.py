@@ -53,10 +53,11 @@ class Recognized:
 
     def __str__(self) -> str:
         """One line for people."""
-        styles = ", ".join(f"{count} by {style}" for style, count in self.styles.items())
+        styles = [f"{count} by {style}" for style, count in self.styles.items()]
+        nodes = [f"{count} {operator}" for operator, count in self.operators.items()]
         return (
-            f"{sum(self.styles.values())} of {self.layers} layers were quantized before ({styles});"
-            " they are kept as they are"
+            f"{sum(self.styles.values())} of {self.layers} layers were quantized before"
+            f" ({', '.join(styles + nodes)}); they are kept as they are"
         )
 
 
@@ -76,14 +77,8 @@ def recognize(model: ir.Model) -> Recognized | None:
 
 
 def is_quantized(node: ir.Node) -> bool:
-    """Whether a node, be it a layer or not, belongs to the quantized part of a model.
-
-    It does if it is a quantized layer, reads a DequantizeLinear, or feeds QuantizeLinear only.
-    """
-    if style(node) is not None or any(_is_dequantized(value) for value in node.inputs):
-        return True
-    readers = [use.node for value in node.outputs for use in value.uses()]
-    return bool(readers) and all(g.is_op(reader, "QuantizeLinear") for reader in readers)
+    """Whether a node is a quantized layer, or reads what a DequantizeLinear makes."""
+    return style(node) is not None or any(map(_is_dequantized, node.inputs))
 
 
 def style(node: ir.Node) -> str | None:
