@@ -225,7 +225,7 @@ def optimize(
             metavar="N[%]",
             rich_help_panel=PRECISION,
             help="What may be lost: 0.5% of the original's metric (without one: of its decisions), or 0.5 as"
-            " an amount of the metric. Default: 1%.",
+            " an amount of the metric. Default: 0.5%.",
         ),
     ] = None,
     ranges: Annotated[

@@ -20,7 +20,7 @@ from graphopt.proof.accuracy import Score
 LEAST_DB = 20.0
 # A decision is already judged by agreement; below this even an unchanged one says little.
 LEAST_CLASS_DB = 10.0
-DEFAULT = "1%"
+DEFAULT = "0.5%"
 _ROUNDING = 1e-9
 _SCALE_DB = 10.0
 

@@ -75,7 +75,7 @@ def test_options_that_make_sense(tmp_path: Path) -> None:
     Options(precision="int8", calibration=tmp_path / "c.json", eval=test)
     Options(precision="int8-dynamic", eval="module:function", max_drop="0.5")
     assert str(Options(precision="int8-dynamic", eval=len, max_drop="2").budget) == "2"
-    assert str(Options().budget) == "1 %"
+    assert str(Options().budget) == "0.5 %"
 
 
 def test_limits_of_calibration_hold_in_python_too() -> None:

@@ -37,10 +37,9 @@ from graphopt_passes.quantize.smoothing import smoothed
 from graphopt_passes.quantize.timing import Timing
 
 OPSET = 13
-_AUDITS = 4
 _REFINEMENTS = 3
 # Of the speed gained, the share that is given up for accuracy, and the noise that must then be left at most.
-_CHEAP = 0.05
+_CHEAP = 0.1
 _WORTH = 0.8
 
 
@@ -148,7 +147,7 @@ class _Search:
         """The parts that really become integer kernels; only the target's own runtime can tell."""
         if not self._audits:
             return chosen
-        for _ in range(_AUDITS):
+        while True:  # each round has fewer parts
             self.task.progress("auditing what fuses")
             draft = self.drafts.build(chosen)
             failed = self._failed(draft)
@@ -156,7 +155,6 @@ class _Search:
                 return draft.nodes
             self.findings.reasons.update(failed)
             chosen = consistent(self.placement, draft.nodes - failed.keys())
-        return chosen
 
     @property
     def _audits(self) -> bool:
@@ -182,6 +180,8 @@ class _Search:
         tried = self._tried(chosen)
         measured = [(self._measure(draft), draft) for draft in tried]
         best, draft = max(measured, key=lambda pair: pair[0].ratio)
+        for other in tried:
+            other.discard()
         if best.pays:
             return draft
         self._slow = f"int8 does not pay on this machine: at best {best.summary()}"
