@@ -175,7 +175,7 @@ def _calibration_conflicts(options: Options) -> Iterator[str]:
             yield "--save-calibration has nothing to save with --calibration; leave one of them out"
         if not options.calibration.is_file():
             yield f"no such calibration: {options.calibration}"
-    if options.data is None and (options.calibration is None or options.eval is None):
+    if options.data is None:
         yield (
             "--precision int8 calibrates on your samples: give them with --data ('synthetic' draws some, but"
             " says little about accuracy), or use --precision int8-dynamic, which needs none"

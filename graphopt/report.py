@@ -68,7 +68,7 @@ class LayerReport:
         name: of its first output value.
         op: its operator.
         precision: what it computes in, in the result: ``int8``, ``float32``, ...
-        sqnr_db: of its output against the original's; None if not measured.
+        sqnr_db: of the model's outputs when this layer alone is in lower precision; None if not measured.
         clipped: share of the calibration's numbers beyond ``low`` and ``high``; None if not known.
         low, high: the range that its output's grid stands for; None if its output is not on a grid.
         method: how that range was chosen, such as ``kl``; empty if there is none.

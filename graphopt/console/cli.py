@@ -259,7 +259,7 @@ def optimize(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.json", rich_help_panel=PRECISION, help="Use saved statistics, calibrate no more."
+            metavar="FILE.json", rich_help_panel=PRECISION, help="Use saved statistics of the same --data."
         ),
     ] = None,
     in_place: Annotated[bool, _flag("--in-place", panel=RESULT, help="Allow OUT to be IN.")] = False,

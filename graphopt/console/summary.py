@@ -32,7 +32,9 @@ def facts(report: Report, verbose: int) -> Iterator[Fact]:
     yield from precision.facts(report)
     for label, cases in precision.cases(report):
         yield from _rows(label, cases, verbose)
-    yield report.evidence, report.evidence_detail.removeprefix(f"{report.evidence}: ")
+    lowered = report.accuracy is not None and report.accuracy.achieved
+    exact = "before lower precision: " if lowered else ""
+    yield report.evidence, exact + report.evidence_detail.removeprefix(f"{report.evidence}: ")
     if report.kept_original:
         yield "kept", f"the original: {report.kept_original}"
     yield from _rows(

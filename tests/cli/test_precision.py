@@ -72,7 +72,7 @@ def test_options_that_make_sense(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("{}")
     test = str(tmp_path / "test.npz")
     Options(precision="int8", data=test)
-    Options(precision="int8", calibration=tmp_path / "c.json", eval=test)
+    Options(precision="int8", data=test, calibration=tmp_path / "c.json", eval=test)
     Options(precision="int8-dynamic", eval="module:function", max_drop="0.5")
     assert str(Options(precision="int8-dynamic", eval=len, max_drop="2").budget) == "2"
     assert str(Options().budget) == "0.5 %"

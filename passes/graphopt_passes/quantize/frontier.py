@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.precision import Task
 from graphopt.proof.accuracy import Score
+from graphopt.target import REFERENCE
 from graphopt_passes.quantize.draft import Draft
 
 Nodes = frozenset[str]
+_COMPARED = 8  # samples
+_TWICE_DB = 3.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,21 @@ class Judged:
         score = task.judge.score(draft.path)
         draft.discard()
         return cls(draft, score, *task.options.budget.holds(score, task.judge.reference))
+
+
+def miscompiled(task: Task, draft: Draft) -> list[str]:
+    """A note if the runtime's fused kernels are much noisier than the operators of the graph on their own.
+
+    They may differ by single steps of the grids; more is saturation in 16 bits, or a mistake of the runtime.
+    """
+    judge = task.judge.first(_COMPARED)
+    fused = judge.score(draft.path).sqnr_db
+    plain = replace(judge, target=REFERENCE, metric=None).score(draft.path).sqnr_db
+    if fused is None or plain is None or fused > plain - _TWICE_DB:
+        return []
+    return [
+        f"the runtime's integer kernels are noisier ({fused:.1f} dB) than the graph itself ({plain:.1f} dB)"
+    ]
 
 
 def first_kept(task: Task, frontier: Sequence[Nodes], build: Callable[[Nodes], Draft]) -> Judged | None:

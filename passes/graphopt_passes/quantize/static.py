@@ -24,7 +24,7 @@ from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
 from graphopt_passes.quantize.fit import fitted, nearest
-from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept
+from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept, miscompiled
 from graphopt_passes.quantize.fusable import STYLES, UNFIT
 from graphopt_passes.quantize.layer_report import Findings
 from graphopt_passes.quantize.mixed import with_dynamic
@@ -321,6 +321,7 @@ class _Search:
     def _finish(self, judged: Judged) -> Outcome:
         draft = judged.draft
         self.findings.ranges = self.drafts.ranges
+        self.notes += miscompiled(self.task, draft)
         found = draft.audit.problems if self._audits else ()
         problems = [problem for problem in found if problem.kind != "useless"]
         self.notes += [f"fusion audit: {problem}" for problem in problems]
