@@ -311,7 +311,7 @@ class Compiler:
     def _not_lowered(self, candidate: Candidate, precision: str, reason: str) -> Candidate:
         if self.options.strict:
             raise ParityError(f"{precision} is not achieved, so --strict writes nothing: {reason}")
-        self.report.notes.append(f"{precision} not achieved, the floats are kept: {reason}")
+        self.report.notes.append(f"{precision} not achieved, the model stays as it is: {reason}")
         return candidate
 
     def _task(self, candidate: Candidate, precision: str) -> Task:

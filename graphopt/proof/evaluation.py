@@ -92,9 +92,9 @@ class HeldOut:
         return replace(score, metric_error=error, lost=lost, gained=gained)
 
     def first(self, count: int) -> HeldOut:
-        """An evaluator on the first samples only, for quick trials; a user's function stays as it is."""
+        """An evaluator on the first samples only, for quick trials, which judges by the outputs alone."""
         head = Samples(self.samples.source, lambda: itertools.islice(self.samples, count))
-        return replace(self, samples=head)
+        return replace(self, samples=head, metric=None)
 
     @cached_property
     def _references(self) -> References:

@@ -42,6 +42,8 @@ class Labels:
             raise DataError(
                 f"{self.source}: labels of shape {self.values.shape} do not fit {self.samples} samples"
             )
+        if self.are_classes and not (self.values >= 0).any():
+            raise DataError(f"{self.source}: all labels are negative, which skips them")
 
     @property
     def are_classes(self) -> bool:
@@ -72,13 +74,7 @@ class Labels:
         )
 
     def metric(self, merits: Array) -> float:
-        """The metric of the merits of all samples.
-
-        Raises:
-            DataError: there are none, since all labels are negative.
-        """
-        if not merits.size:
-            raise DataError(f"{self.source}: all labels are negative, which skips them")
+        """The metric of the merits of all samples."""
         return float(np.mean(merits, dtype=np.float64)) * (100 if self.are_classes else 1)
 
     def compare(self, before: Array, after: Array) -> tuple[float, int | None, int | None]:

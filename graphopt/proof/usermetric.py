@@ -46,7 +46,7 @@ class UserMetric:
             found = self.function(run_arrays)
         except GraphoptError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(f"--eval {self.name} failed with {type(error).__name__}: {error}") from error
         return self._number(found)
 

@@ -73,7 +73,7 @@ def load_function(module: str, name: str) -> Callable[..., Any]:
     sys.path.insert(0, os.getcwd())  # the user's own module beside which the command was called
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise UsageError(f"cannot load {module}:{name}: {error}") from error
     finally:
         sys.path.pop(0)
@@ -97,7 +97,7 @@ def _yielded(function: Callable[[], Any], source: str) -> Iterator[Any]:
         yield from function()
     except GraphoptError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{source} raised {type(error).__name__}: {error}") from error
 
 

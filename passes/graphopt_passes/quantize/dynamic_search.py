@@ -18,6 +18,7 @@ from graphopt.precision import Outcome, Task, Trial
 from graphopt.proof.accuracy import Score
 from graphopt.proof.profile import Profile
 from graphopt.report import LayerReport
+from graphopt.target import CPU
 from graphopt_passes.quantize.draft import Draft, macs_share, profiles_of
 from graphopt_passes.quantize.dynamic import candidates, quantize
 from graphopt_passes.quantize.frontier import Judged, first_kept
@@ -53,6 +54,8 @@ class _Search:
 
     def run(self) -> Outcome:
         """The steps."""
+        if self.task.options.target != CPU.name:
+            return Outcome(None, "dynamic int8 is for CPUs: no other target has kernels for it")
         self.all = self._draft(None)
         self.kernels = _kernels(self.all)
         if not self.all.nodes:
@@ -168,7 +171,7 @@ class _Search:
 
     def _why(self, name: str) -> str:
         if name in self.penalties:
-            return f"costs accuracy: noise of {self.penalties[name]:.2g} alone"
+            return f"costs accuracy: {decibels(self.penalties[name]):.1f} dB if it alone is int8"
         return "integers would not pay here"
 
     def _ms(self, which: int, name: str) -> float | None:

@@ -75,12 +75,10 @@ class Findings:
             low=found.low if found else None,
             high=found.high if found else None,
             method="dynamic" if dynamic else found.method if found else "",
-            fused=part.name in draft.audit.fused
-            if self.audited and chosen and not dynamic and draft
-            else None,
+            fused=self._fused(part, draft) if chosen and not dynamic else None,
             float_ms=self._ms(part, "floats"),
             int8_ms=self._ms(part, "integers"),
-            reason="" if chosen else self.reasons.get(part.name, self._why(draft)),
+            reason="" if chosen else self.reasons.get(part.name) or self._why(part, draft),
         )
 
     def _range(self, value: ir.Value, draft: Draft) -> Range | None:
@@ -91,11 +89,15 @@ class Findings:
         return self.ranges.get(self.placement.grid_owner(value, static).name or "")
 
     def _fused(self, part: Part, draft: Draft | None) -> bool | None:
+        """Whether the runtime computes it on integers; None if only another runtime could tell."""
         return part.name in draft.audit.fused if self.audited and draft is not None else None
 
-    @staticmethod
-    def _why(draft: Draft | None) -> str:
-        return "no placement of integers was kept" if draft is None else "integers would not pay here"
+    def _why(self, part: Part, draft: Draft | None) -> str:
+        if draft is None:
+            return "no placement of integers was kept"
+        if part.kernel.role != "layer" and self.timing is None:
+            return "it stands between no layers on integers"
+        return "integers would not pay here"
 
     def _clipped(self, value: ir.Value, found: Range | None) -> float | None:
         bins: Bins | None = self.statistics.get(value.name or "", Histogram())
