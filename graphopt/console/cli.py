@@ -338,6 +338,8 @@ def optimize(
     for what, path in (("report", report), ("calibration", save_calibration)):
         if path is not None:
             _check_file(what, path, source, output)
+    if report is not None and save_calibration is not None and report.resolve() == save_calibration.resolve():
+        raise UsageError(f"the report would overwrite the calibration {report}; name another file")
     with terminal.progress(enabled=not (quiet or as_json)) as progress:
         result = run(
             source,

@@ -47,6 +47,10 @@ CONFLICTS = {
     "unreadable budget": ([*INT8, "--max-drop", "much"], "0.5%"),
     "an amount of nothing": ([*INT8, "--max-drop", "0.5"], "there is none"),
     "calibration over the model": ([*INT8, "--save-calibration", "{tiny}"], "tiny.onnx"),
+    "report over the calibration": (
+        [*INT8, "--save-calibration", "{folder}/c.json", "--report", "{folder}/c.json"],
+        "would overwrite the calibration",
+    ),
     "calibration in no folder": ([*INT8, "--save-calibration", "{folder}/none/c.json"], "none"),
     "no samples": ([*INT8, "--calibration-limit", "0"], "--calibration-limit"),
     "no memory": ([*INT8, "--calibration-memory", "0"], "--calibration-memory"),
