@@ -18,7 +18,7 @@ from graphopt.calibration import Calibration
 from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import BATCH, Outcome, Task, Trial
-from graphopt.runtime.accumulators import Histogram
+from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.cpu import cpu
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
@@ -72,6 +72,9 @@ class _Search:
         if not layers_of(placement, placement.parts):
             return self._refuse("there is no layer with an integer kernel")
         ranges = self._ranges(model, self._gather)
+        self.findings.statistics = self.calibration.statistics
+        if self.task.options.save_calibration is not None:
+            self.calibration.save(self.task.options.save_calibration)
         self.drafts = Drafts(self.task, model, ranges, self._bits())
         chosen = self._audited(self._ready())
         if not chosen:
@@ -120,9 +123,6 @@ class _Search:
         forms = {value.name or "": Form(style.signed, style.symmetric) for value in values}
         found = find_ranges(model, forms, gather, self.task.options.ranges)
         self.absent = found.absent
-        if self.task.options.save_calibration is not None:
-            self.calibration.save(self.task.options.save_calibration)
-        self.findings.statistics = self.calibration.statistics
         return found.found
 
     def _ready(self) -> Nodes:
@@ -212,7 +212,7 @@ class _Search:
         found = {
             request.value: found.count / count
             for request, found in statistics.found.items()
-            if request.kind == Histogram()
+            if isinstance(request.kind, Histogram | Extent)
         }
         batches = [1.0] + [float(BATCH) for _ in self.task.workloads[1:]]
         return [{name: size * batch for name, size in found.items()} for batch in batches]
@@ -250,6 +250,7 @@ class _Search:
             trial = Judged.of(self.task, drafts.build(nodes))
             if noise(trial.score) < noise(judged.score):
                 self.drafts, judged = drafts, trial
+                self.findings.statistics = Statistics()  # they are of the channels as they were
                 self.notes.append("scales were moved between layers (SmoothQuant)")
         frontier = self._frontier(nodes)
         if judged.kept:
