@@ -100,9 +100,12 @@ class Task:
     @cached_property
     def workloads(self) -> list[Sample]:
         """What to measure with: the first sample, and many in one batch where that dim is dynamic."""
-        samples = itertools.chain(self.division.calibration, self.division.evaluation)
-        first = next(samples)
-        batch = stacked(self.model.ir, itertools.chain([first], samples), BATCH)
+        calibration = self.division.calibration
+        first = calibration.workload() if self.division.calibration_count else None
+        if first is None:
+            first = next(iter(self.division.evaluation))
+        others = () if calibration.is_synthetic else calibration
+        batch = stacked(self.model.ir, itertools.chain([first], others), BATCH)
         return [first, batch] if batch is not None and self._seconds(batch) < LONGEST_S else [first]
 
     def _seconds(self, sample: Sample) -> float:

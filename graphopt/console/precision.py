@@ -94,8 +94,8 @@ def _change_ms(before: float | None, after: float | None) -> str:
 
 def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
     """The drop against its budget, the outputs' noise, and on what evidence."""
-    kept = "within" if found.achieved else "NOT within"
-    yield "accuracy", f"{found.reason}: {kept} the budget of {found.budget}"
+    within = f"{found.reason}: within the budget of {found.budget}"
+    yield "accuracy", within if found.achieved else f"not achieved within {found.budget}: {found.reason}"
     after = found.after
     parts = []
     if after.lost is not None and after.gained is not None:
