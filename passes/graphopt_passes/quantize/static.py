@@ -8,6 +8,7 @@ against accuracy, until one keeps it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from graphopt.model import Model
 from graphopt.precision import BATCH, Outcome, Task, Trial
 from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.cpu import cpu
+from graphopt.samples.sampling import Samples
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
@@ -38,6 +40,8 @@ from graphopt_passes.quantize.timing import Timing
 
 OPSET = 13
 _REFINEMENTS = 3
+# Samples for second moments, which need fewer than ranges do: each gives many rows.
+FITTING = 256
 # Of the speed gained, the share that is given up for accuracy, and the noise that must then be left at most.
 _CHEAP = 0.1
 _WORTH = 0.8
@@ -113,8 +117,15 @@ class _Search:
 
     def _gatherer(self, model: Model) -> Gather:
         """Statistics of a changed model, which are not kept."""
-        samples = self.task.division.calibration
+        samples = self._some(FITTING)
         return lambda requests: self.collector.collect(model, requests, samples)
+
+    def _some(self, most: int) -> Samples:
+        """At most so many samples of the calibration, spread evenly."""
+        division = self.task.division
+        step = -(-division.calibration_count // most) or 1
+        source = division.calibration.source
+        return Samples(source, lambda: itertools.islice(division.calibration, 0, None, step))
 
     def _ranges(self, model: Model, gather: Gather) -> Mapping[str, Range]:
         values = self.placement.on_grids(self.placement.parts)
@@ -227,7 +238,7 @@ class _Search:
         self.task.progress("fitting weights")
         placement = Placement(drafts.model, self.task.new_run())
         names = layers_of(placement, nodes)
-        samples = self.task.division.calibration
+        samples = self._some(FITTING)
         plain = nearest(placement, names, drafts.bits)
         better = fitted(drafts.model, placement, names, self.collector, samples, drafts.bits)
         tried = [drafts.with_weights(found.weights, found.biases) for found in (plain, better)]
