@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,8 +222,9 @@ class _Run:
             tapped.save(path)
             for level in _LEVELS:
                 self.current = ""
+                target = replace(self.how.target, level=level)
                 try:
-                    with self._opened(path, replace(self.how.target, level=level)) as session:
+                    with self.how.worker.opened(path, target, self.how.threads) as session:
                         return use(session)
                 except WorkerError as error:
                     if error.reason != "failed":
@@ -233,14 +233,6 @@ class _Run:
         if self.current:
             raise DataError(f"{self.current}: ONNX Runtime refuses it: {failure}") from failure
         raise UnsupportedModelError(f"ONNX Runtime does not load the model: {failure}") from failure
-
-    @contextmanager
-    def _opened(self, path: Path, target: Target) -> Iterator[Session]:
-        session = self.how.worker.open(path, target, self.how.threads)
-        try:
-            yield session
-        finally:
-            self.how.worker.close(session)
 
     def _each(self, done: int, groups: int) -> Iterator[dict[str, Value]]:
         """The samples; notes which one is in use and tells how many are done, in all groups together."""

@@ -353,11 +353,10 @@ class Compiler:
     def _runs(self, sample: Sample) -> bool:
         """Whether the original runs on a sample."""
         try:
-            session = self.worker.open(self.original_path, self._here, self.options.threads)
-            self.worker.run(session, sample)
+            with self.worker.opened(self.original_path, self._here, self.options.threads) as session:
+                self.worker.run(session, sample)
         except WorkerError:
             return False
-        self.worker.close(session)
         return True
 
     def _accuracy(self, task: Task, outcome: Outcome) -> AccuracyReport:

@@ -25,23 +25,15 @@ def macs_of(node: ir.Node, shapes: Shapes) -> int | None:
     rule = _RULES.get(node.op_type) if node.domain in g.DEFAULT_DOMAINS else None
     if rule is None:
         return 0
-    inputs = [_static(shapes, value) for value in node.inputs]
+    inputs = [shapes.static_dims(value) for value in node.inputs]
     try:
-        return rule(node, inputs, _static(shapes, node.outputs[0]))
+        return rule(node, inputs, shapes.static_dims(node.outputs[0]))
     except (_UnknownError, IndexError):
         return None
 
 
 class _UnknownError(Exception):
     """A dim that is needed is not a number."""
-
-
-def _static(shapes: Shapes, value: ir.Value | None) -> Dims | None:
-    dims = shapes.dims(value)
-    if dims is None:
-        return None
-    static = tuple(dim for dim in dims if isinstance(dim, int))
-    return static if len(static) == len(dims) else None
 
 
 def _known(dims: Dims | None) -> Dims:

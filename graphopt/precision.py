@@ -110,13 +110,11 @@ class Task:
 
     def _seconds(self, sample: Sample) -> float:
         """The time of one run of the exact result; infinite if it does not run."""
-        session = self.worker.open(self.float_path, self.target, self.options.threads)
         try:
-            return min(self.worker.time([session], sample, budget_s=0.0)[0])
+            with self.worker.opened(self.float_path, self.target, self.options.threads) as session:
+                return min(self.worker.time([session], sample, budget_s=0.0)[0])
         except WorkerError:
             return math.inf
-        finally:
-            self.worker.close(session)
 
     def compare(self, before: Path, after: Path) -> Trial:
         """Measure two files interleaved, on each workload."""

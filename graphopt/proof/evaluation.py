@@ -16,7 +16,7 @@ from graphopt.errors import DataError
 from graphopt.progress import Progress, silent
 from graphopt.proof.accuracy import Score, Tally
 from graphopt.proof.labels import Labels
-from graphopt.proof.references import Outputs, References, opened
+from graphopt.proof.references import Outputs, References
 from graphopt.proof.usermetric import UserMetric
 from graphopt.runtime.values import keep
 from graphopt.runtime.worker import Session, Worker
@@ -81,7 +81,7 @@ class HeldOut:
             DataError: the original does not run on a sample, or the user's function fails.
         """
         reference, expected = self._original
-        with opened(self.worker, model, self.target, self.threads) as session:
+        with self.worker.opened(model, self.target, self.threads) as session:
             score, merits = self._compare(
                 lambda one, _: keep(self.worker.run(session, one)), reference.samples
             )
@@ -107,7 +107,7 @@ class HeldOut:
         """The original's own score, and what each label says of it."""
         score, merits = self._compare(lambda _, expected: expected)
         if isinstance(self.metric, UserMetric):
-            with opened(self.worker, self.original, self.target, self.threads) as session:
+            with self.worker.opened(self.original, self.target, self.threads) as session:
                 score = self._asked(score, session)
         return score, merits
 

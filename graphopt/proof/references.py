@@ -55,7 +55,7 @@ class References:
                     yield sample, self._kept[index]
                     continue
                 session = session or stack.enter_context(
-                    opened(self.worker, self.original, self.target, self.threads)
+                    self.worker.opened(self.original, self.target, self.threads)
                 )
                 outputs = self._run(session, index, sample)
                 self._keep(index, outputs)
@@ -73,13 +73,3 @@ class References:
         self._room -= sum(leaf.nbytes for name, value in outputs.items() for _, leaf in leaves(name, value))
         if self._room >= 0 and index == len(self._kept):
             self._kept.append(outputs)
-
-
-@contextlib.contextmanager
-def opened(worker: Worker, model: Path, target: Target, threads: int) -> Iterator[Session]:
-    """A session that is closed in the end."""
-    session = worker.open(model, target, threads)
-    try:
-        yield session
-    finally:
-        worker.close(session)

@@ -191,7 +191,7 @@ class Verifier:
         """The failure of the candidate at one level; ``worst`` collects the errors."""
         index = None
         try:
-            with _opened(self.worker, candidate, level, self.threads) as session:
+            with self.worker.opened(candidate, level, self.threads) as session:
                 for done, reference in enumerate(self._references):
                     self.progress(done, len(self._references))
                     index = reference.index
@@ -235,7 +235,7 @@ class Verifier:
     def _opens(self) -> bool:
         """Whether ONNX Runtime accepts the original at all."""
         try:
-            with _opened(self.worker, self.original, REFERENCE, self.threads):
+            with self.worker.opened(self.original, REFERENCE, self.threads):
                 return True
         except WorkerError as error:
             if unknown := undefined_operators(Model.load(self.original).ir):
@@ -249,7 +249,7 @@ class Verifier:
         """The samples that the original runs on, with its results; fills the spreads."""
         if not self._opens:
             return []
-        with _opened(self.worker, self.original, REFERENCE, self.threads) as session:
+        with self.worker.opened(self.original, REFERENCE, self.threads) as session:
             self.samples.fit(lambda sample: self._run(session, sample) is not None)
             found = [self._reference(session, index, sample) for index, sample in enumerate(self.samples)]
             self._workload = self.samples.workload() if self.samples.is_synthetic else None
@@ -296,7 +296,7 @@ class Verifier:
                 reference.outputs.pop(self.target, None)
 
     def _run_at(self, level: Target, references: list[_Reference]) -> None:
-        with _opened(self.worker, self.original, level, self.threads) as session:
+        with self.worker.opened(self.original, level, self.threads) as session:
             for reference in references:
                 expected = reference.outputs[REFERENCE]
                 outputs = reference.outputs[level] = keep(self.worker.run(session, reference.sample))
@@ -343,15 +343,6 @@ def _hint(error: WorkerError) -> str:
     """What to try when the original does not load, unless the error says so itself."""
     custom = "is not a registered function/op" in str(error) or "NOT_IMPLEMENTED" in str(error)
     return " (if it has custom operators, name their library with --custom-ops)" if custom else ""
-
-
-@contextlib.contextmanager
-def _opened(worker: Worker, path: Path, target: Target, threads: int) -> Iterator[Session]:
-    session = worker.open(path, target, threads)
-    try:
-        yield session
-    finally:
-        worker.close(session)
 
 
 def _flat(outputs: dict[str, Value]) -> dict[str, Tensor]:

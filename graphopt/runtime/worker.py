@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -123,6 +123,15 @@ class Worker:
         key = next(self._keys)
         info = self._call("open", key, model, target, threads)
         return Session(key, model, target, threads, info, self._life)
+
+    @contextlib.contextmanager
+    def opened(self, model: bytes | str | Path, target: Target = CPU, threads: int = 0) -> Iterator[Session]:
+        """A session as of :meth:`open`, which is closed in the end."""
+        session = self.open(model, target, threads)
+        try:
+            yield session
+        finally:
+            self.close(session)
 
     def run(self, session: Session, feeds: Feeds) -> dict[str, Value]:
         """The outputs of one run, by name; large ones as file ranges, see :func:`.values.keep`."""

@@ -65,6 +65,12 @@ class Shapes:
         """The dims, or ``None`` for an unknown rank; equal strings are equal dims at run time, maybe 0."""
         return self.fact(value).dims
 
+    def static_dims(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """The dims, or ``None`` unless all are numbers."""
+        dims = self.dims(value)
+        static = tuple(dim for dim in dims or () if isinstance(dim, int))
+        return static if dims is not None and len(static) == len(dims) else None
+
     def rank(self, value: ir.Value | None) -> int | None:
         """The number of dims, or ``None``."""
         dims = self.fact(value).dims

@@ -21,9 +21,9 @@ from graphopt.report import LayerReport
 from graphopt.target import CPU
 from graphopt_passes.quantize.draft import Draft, macs_share, profiles_of
 from graphopt_passes.quantize.dynamic import candidates, quantize
-from graphopt_passes.quantize.frontier import Judged, first_kept
-from graphopt_passes.quantize.partition import Choice, Costs, Crossing, cheapest, sweep
-from graphopt_passes.quantize.sensitivity import decibels, sensitivities
+from graphopt_passes.quantize.frontier import Judged, first_kept, nested
+from graphopt_passes.quantize.partition import Choice, Costs, Crossing, cheapest
+from graphopt_passes.quantize.sensitivity import blame, decibels, sensitivities
 
 _BEHIND = ("Add", "Mul", "Cast")  # of the product in which a node ends
 
@@ -133,12 +133,7 @@ class _Search:
 
     def _frontier(self, names: frozenset[str]) -> list[frozenset[str]]:
         """Nested placements within ``names``, the fastest first."""
-        if self.task.measured:
-            nested = [label.integers & names for label in sweep(self._costs())]
-        else:
-            order = sorted(names, key=self.penalties.__getitem__, reverse=True)
-            nested = [names - set(order[:count]) for count in range(1, len(order))]
-        return [chosen for chosen in dict.fromkeys(nested) if chosen and chosen != names]
+        return nested(names, self._costs() if self.task.measured else None, self.penalties)
 
     # The end.
 
@@ -171,7 +166,7 @@ class _Search:
 
     def _why(self, name: str) -> str:
         if name in self.penalties:
-            return f"costs accuracy: {decibels(self.penalties[name]):.1f} dB if it alone is int8"
+            return blame(self.penalties[name])
         return "integers would not pay here"
 
     def _ms(self, which: int, name: str) -> float | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphopt.precision import Task
 from graphopt.proof.accuracy import Score
 from graphopt.target import REFERENCE
 from graphopt_passes.quantize.draft import Draft
+from graphopt_passes.quantize.partition import Costs, sweep
 
 Nodes = frozenset[str]
 _COMPARED = 8  # samples
@@ -45,6 +46,22 @@ def miscompiled(task: Task, draft: Draft) -> list[str]:
     return [
         f"the runtime's integer kernels are noisier ({fused:.1f} dB) than the graph itself ({plain:.1f} dB)"
     ]
+
+
+def nested(nodes: Nodes, costs: Costs | None, penalties: Mapping[str, float]) -> list[Nodes]:
+    """Ever fewer of these nodes: from the fastest to the safest, without the first and the last of all.
+
+    Args:
+        nodes: the choice to start from.
+        costs: measured; None if nothing was: then the noisiest leave first.
+        penalties: what nodes cost in accuracy.
+    """
+    if costs is not None:
+        found = [label.integers & nodes for label in sweep(costs)]
+    else:
+        order = sorted(penalties, key=penalties.__getitem__, reverse=True)
+        found = [nodes - set(order[:count]) for count in range(1, len(order))]
+    return [one for one in dict.fromkeys(found) if one and one != nodes]
 
 
 def first_kept(task: Task, frontier: Sequence[Nodes], build: Callable[[Nodes], Draft]) -> Judged | None:

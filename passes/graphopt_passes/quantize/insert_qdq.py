@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.pipeline import Run
-from graphopt_passes.exact.eliminate_dead_code import remove_dead
+from graphopt_passes.exact.eliminate_dead_code import is_unused, remove_dead
 from graphopt_passes.quantize.bias_correction import integer_bias
 from graphopt_passes.quantize.fusable import STYLES
 from graphopt_passes.quantize.placement import Part, Placement
@@ -73,7 +73,8 @@ class _Writer:
 
     def _put_on_grid(self, value: ir.Value, grid: Grid, heads: dict[ir.Node, Part], everywhere: bool) -> None:
         uses = [use for use in value.uses() if everywhere or self._reads_integers(use, heads, value)]
-        scale, zero = self._constants(value, grid)
+        at = value.producer() or next(use.node for use in value.uses())
+        scale, zero = self._steps(at, value.name or "", grid)
         quantized = self._after(value, ir.Node("", "QuantizeLinear", [value, scale, zero]), "quantized")
         node = ir.Node("", "DequantizeLinear", [quantized, scale, zero])
         back = self._after(quantized, node, "dequantized")
@@ -108,10 +109,10 @@ class _Writer:
             graph.insert_before(next(iter(graph)), [node])
         return node.outputs[0]
 
-    def _constants(self, value: ir.Value, grid: Grid) -> tuple[ir.Value, ir.Value]:
-        at = value.producer() or next(use.node for use in value.uses())
-        scale = self._constant(at, np.float32(grid.scale), f"{value.name}_scale")
-        return scale, self._constant(at, grid.dtype.type(grid.zero_point), f"{value.name}_zero_point")
+    def _steps(self, at: ir.Node, name: str, grid: Grid) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point."""
+        scale = self._constant(at, np.float32(grid.scale), f"{name}_scale")
+        return scale, self._constant(at, grid.dtype.type(grid.zero_point), f"{name}_zero_point")
 
     def _constant(self, at: ir.Node, data: Array | np.generic, name: str) -> ir.Value:
         return self.run.new_constant(self.model, at, np.asarray(data), name)
@@ -138,12 +139,8 @@ class _Writer:
         assert data is not None
         grid = Grid.of(float(data.min(initial=0.0)), float(data.max(initial=0.0)))
         integers = self._constant(part.node, grid.quantize(data), f"{value.name}_quantized")
-        scale, zero = self._constants_at(part.node, value.name or "", grid)
+        scale, zero = self._steps(part.node, value.name or "", grid)
         self._dequantize(part.node, list(part.node.inputs).index(value), [integers, scale, zero], None)
-
-    def _constants_at(self, at: ir.Node, name: str, grid: Grid) -> tuple[ir.Value, ir.Value]:
-        scale = self._constant(at, np.float32(grid.scale), f"{name}_scale")
-        return scale, self._constant(at, grid.dtype.type(grid.zero_point), f"{name}_zero_point")
 
     def _dequantize(self, node: ir.Node, index: int, inputs: list[ir.Value], axis: int | None) -> None:
         attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
@@ -209,7 +206,7 @@ def drop_unused(model: Model) -> None:
     """Remove constants that nothing reads any more."""
     for graph in g.graphs(model.ir):
         for name, value in list(graph.initializers.items()):
-            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            if is_unused(value):
                 del graph.initializers[name]
         for node in reversed(graph):
             if g.is_op(node, "Constant"):

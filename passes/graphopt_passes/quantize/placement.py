@@ -19,7 +19,6 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.pipeline import Run
-from graphopt.shapes.inference import Shapes
 from graphopt_passes.quantize.fusable import DEFAULTS, KERNELS, Kernel
 from graphopt_passes.quantize.recognize import is_quantized
 
@@ -174,7 +173,7 @@ class Placement:
         """
         x = part.node.inputs[0]
         assert x is not None
-        if self._shapes.rank(x) != 2 and dims(self._shapes, x) is None:
+        if self._shapes.rank(x) != 2 and self._shapes.static_dims(x) is None:
             return part
         follower = _only_reader(part.node)
         if not g.is_op(follower, "Add") or follower is None or self._run.keeps(follower):
@@ -234,20 +233,19 @@ def consistent(placement: Placement, chosen: Collection[str]) -> frozenset[str]:
     """
     left = set(chosen)
     while True:
-        stranded = {name for name in left if _stranded(placement, placement.parts[name], left)}
+        heads = {placement.parts[name].node for name in left}
+        stranded = {name for name in left if _stranded(placement, placement.parts[name], left, heads)}
         if not stranded:
             return frozenset(left)
         left -= stranded
 
 
-def _stranded(placement: Placement, part: Part, chosen: set[str]) -> bool:
+def _stranded(placement: Placement, part: Part, chosen: set[str], heads: set[ir.Node]) -> bool:
     if part.kernel.role == "layer":
         return False
     activations = [value for value in part.inputs if g.constant(value) is None]
     before = all((m := placement.makers.get(v)) is not None and m.name in chosen for v in activations)
-    readers = {use.node for value in part.outputs for use in value.uses()}
-    heads = {p.node for name in chosen if (p := placement.parts[name])}
-    return not (before and readers & heads)
+    return not (before and any(use.node in heads for value in part.outputs for use in value.uses()))
 
 
 def _infinite(part: Part) -> str | None:
@@ -313,10 +311,3 @@ def saturates(part: Part, low: float, high: float) -> bool:
     a, b = _limit(node, 1, "min"), _limit(node, 2, "max")
     slack = 1e-6
     return a is not None and b is not None and low >= a * (1 + slack) and high <= b * (1 + slack)
-
-
-def dims(shapes: Shapes, value: ir.Value) -> tuple[int, ...] | None:
-    """The dims of a value, if all are known."""
-    found = shapes.dims(value)
-    static = tuple(dim for dim in found or () if isinstance(dim, int))
-    return static if found is not None and len(static) == len(found) else None

@@ -26,15 +26,15 @@ from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
 from graphopt_passes.quantize.fit import fitted, nearest
-from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept, miscompiled
+from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept, miscompiled, nested
 from graphopt_passes.quantize.fusable import STYLES, UNFIT
 from graphopt_passes.quantize.layer_report import Findings
 from graphopt_passes.quantize.mixed import with_dynamic
-from graphopt_passes.quantize.partition import cheapest, sweep
+from graphopt_passes.quantize.partition import cheapest
 from graphopt_passes.quantize.placement import Placement, consistent, saturates
 from graphopt_passes.quantize.ranges import Form, Range
 from graphopt_passes.quantize.recognize import recognize
-from graphopt_passes.quantize.sensitivity import decibels, noise, sensitivities
+from graphopt_passes.quantize.sensitivity import blame, noise, sensitivities
 from graphopt_passes.quantize.smoothing import smoothed
 from graphopt_passes.quantize.timing import Timing
 
@@ -293,8 +293,7 @@ class _Search:
         """Say which layers are on floats for the accuracy that they would cost."""
         for name, penalty in self.findings.penalties.items():
             if name not in kept:
-                reason = f"costs accuracy: {decibels(penalty):.1f} dB if it alone is int8"
-                self.findings.reasons.setdefault(name, reason)
+                self.findings.reasons.setdefault(name, blame(penalty))
 
     def _dynamic_only(self) -> Outcome:
         """Where no static placement pays, dynamic quantization still may."""
@@ -306,12 +305,8 @@ class _Search:
         layers = layers_of(self.placement, nodes)
         penalties = sensitivities(self.task, lambda name: self.drafts.build([name]), layers)
         self.findings.penalties = penalties
-        if self.findings.timing is None:
-            order = sorted(layers, key=penalties.__getitem__, reverse=True)
-            return [nodes - set(order[:count]) for count in range(1, len(order))]
-        labels = sweep(self.findings.timing.costs(penalties))
-        found = dict.fromkeys(label.integers & nodes for label in labels)
-        return [one for one in found if one and one != nodes]
+        timing = self.findings.timing
+        return nested(nodes, timing.costs(penalties) if timing else None, penalties)
 
     def _confirmed(self, judged: Judged) -> Outcome:
         """Accept a slower draft only if it still beats the float model."""
