@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import graph as g
-from graphopt import registry
 from graphopt.candidates import Candidate, Candidates
 from graphopt.errors import InvalidModelError, ParityError, UsageError, WorkerError
 from graphopt.journal import Journal
@@ -20,7 +19,7 @@ from graphopt.model import Model
 from graphopt.observers import FingerprintCheck, dump, print_after
 from graphopt.options import Options
 from graphopt.pipeline import Observer, Pass, Run
-from graphopt.report import AccuracyReport, LeftOut, Report, Stats
+from graphopt.report import LeftOut, Report, Stats
 from graphopt.runtime.worker import Worker
 from graphopt.search import first_failure
 from graphopt.storage.files import check_destination
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from graphopt.precision import Outcome, Task
+    from graphopt.lowering import Lowerer
     from graphopt.proof.measure import Comparison
     from graphopt.proof.verify import Verdict, Verifier
-    from graphopt.samples.sampling import Sample, Samples
+    from graphopt.samples.sampling import Samples
 
     Source = str | Path | Model | onnx.ModelProto | ir.Model
 
@@ -293,12 +292,9 @@ class Compiler:
     def _lower(self, candidate: Candidate, precision: str) -> Candidate:
         """The candidate in lower precision, or as it is, with the reason."""
         self._begin(f"lowering to {precision}")
-        task = self._task(candidate, precision)
-        outcome = registry.precision(precision)(task)
+        outcome, self.report.accuracy = self._lowerer.lower(candidate.model, precision)
         self.report.layers = list(outcome.layers)
         self.report.notes += outcome.notes
-        if outcome.score is not None:
-            self.report.accuracy = self._accuracy(task, outcome)
         if outcome.model is None:
             return self._not_lowered(candidate, precision, outcome.reason)
         lowered = Candidate(outcome.model, candidate.journal)
@@ -308,73 +304,26 @@ class Compiler:
         candidate.discard()
         return lowered
 
+    @cached_property
+    def _lowerer(self) -> Lowerer:
+        from graphopt.lowering import Lowerer
+
+        return Lowerer(
+            self.original,
+            self.original_path,
+            self.worker,
+            self.target,
+            self._here,
+            self.options,
+            self.scratch,
+            self.options.measure and self._runnable(),
+        )
+
     def _not_lowered(self, candidate: Candidate, precision: str, reason: str) -> Candidate:
         if self.options.strict:
             raise ParityError(f"{precision} is not achieved, so --strict writes nothing: {reason}")
         self.report.notes.append(f"{precision} not achieved, the model stays as it is: {reason}")
         return candidate
-
-    def _task(self, candidate: Candidate, precision: str) -> Task:
-        from graphopt.precision import Task
-        from graphopt.proof.evaluation import HeldOut
-        from graphopt.proof.heldout import divide, gather
-        from graphopt.samples.inputs import inputs_of
-
-        options = self.options
-        limit = options.calibration_limit
-        samples = gather(self.original.ir, options.data, options.shapes, options.seed, limit)
-        samples.fit(self._runs)
-        calibrate = precision != "int8-dynamic"
-        specs = inputs_of(self.original.ir)
-        division = divide(samples, options.eval, specs, calibrate=calibrate, progress=options.progress)
-        options.budget.require_metric(division.metric is not None)
-        judge = HeldOut(
-            self.worker,
-            self.original_path,
-            division.evaluation,
-            division.metric,
-            self._here,
-            options.threads,
-            progress=options.progress,
-        )
-        measured = options.measure and self._runnable()
-        return Task(
-            candidate.model,
-            lambda: Run(self.target, self.worker, keep=frozenset(options.keep)),
-            self.worker,
-            self._here,
-            options,
-            division,
-            judge,
-            self.scratch,
-            measured,
-        )
-
-    def _runs(self, sample: Sample) -> bool:
-        """Whether the original runs on a sample."""
-        try:
-            with self.worker.opened(self.original_path, self._here, self.options.threads) as session:
-                self.worker.run(session, sample)
-        except WorkerError:
-            return False
-        return True
-
-    def _accuracy(self, task: Task, outcome: Outcome) -> AccuracyReport:
-        assert outcome.score is not None
-        division = task.division
-        achieved, reason = self.options.budget.holds(outcome.score, task.judge.reference)
-        return AccuracyReport(
-            task.judge.reference,
-            outcome.score,
-            str(self.options.budget),
-            achieved and outcome.model is not None,
-            reason if outcome.model is not None else outcome.reason,
-            division.evidence,
-            division.calibration_count,
-            division.evaluation_count,
-            division.calibration.is_synthetic,
-            outcome.int8_macs,
-        )
 
     def _suggest_freezing(self, candidate: Candidate) -> None:
         """Say what ``--freeze-initializers`` would gain, when there is something to freeze."""

@@ -20,7 +20,16 @@ from graphopt.storage.files import check_destination
 if TYPE_CHECKING:
     from graphopt.samples.sampling import Source
 
-PRECISIONS = ("int8", "int8-dynamic")
+
+@dataclass(frozen=True)
+class Needs:
+    """What a lower precision needs of samples: to fit itself to them, and whether drawn ones would do."""
+
+    calibrates: bool
+    data: bool
+
+
+PRECISIONS = {"int8": Needs(calibrates=True, data=True), "int8-dynamic": Needs(calibrates=False, data=False)}
 RANGES = ("auto", "minmax", "percentile", "kl", "mse")
 CALIBRATION_MEMORY = 512_000_000
 
@@ -158,11 +167,12 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
         return
     if options.precision not in PRECISIONS:
         yield f"unknown precision '{options.precision}'; choose one of {', '.join(PRECISIONS)}"
+        return
     if options.ranges not in RANGES:
         yield f"unknown --ranges '{options.ranges}'; choose one of {', '.join(RANGES)}"
-    if options.precision == "int8-dynamic":
+    if not PRECISIONS[options.precision].calibrates:
         given = [name for name, is_given in calibrating.items() if is_given]
-        yield from (f"{name}: int8-dynamic calibrates nothing; leave it out" for name in given)
+        yield from (f"{name}: {options.precision} calibrates nothing; leave it out" for name in given)
     else:
         yield from _calibration_conflicts(options)
     if isinstance(options.eval, str) and ":" not in options.eval and not Path(options.eval).exists():
@@ -175,10 +185,10 @@ def _calibration_conflicts(options: Options) -> Iterator[str]:
             yield "--save-calibration has nothing to save with --calibration; leave one of them out"
         if not options.calibration.is_file():
             yield f"no such calibration: {options.calibration}"
-    if options.data is None:
+    if options.data is None and options.precision is not None and PRECISIONS[options.precision].data:
         yield (
-            "--precision int8 calibrates on your samples: give them with --data ('synthetic' draws some, but"
-            " says little about accuracy), or use --precision int8-dynamic, which needs none"
+            f"--precision {options.precision} calibrates on your samples: give them with --data ('synthetic'"
+            " draws some, but says little about accuracy), or use --precision int8-dynamic, which needs none"
         )
     if options.calibration_memory <= 0:
         yield "--calibration-memory must be positive"

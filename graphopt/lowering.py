@@ -1,0 +1,121 @@
+"""Hands an exact result to what lowers its precision: which samples calibrate, which judge, what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphopt import registry
+from graphopt.errors import WorkerError
+from graphopt.options import PRECISIONS
+from graphopt.pipeline import Run
+from graphopt.precision import Task
+from graphopt.proof.evaluation import HeldOut
+from graphopt.proof.heldout import divide, gather
+from graphopt.report import AccuracyReport
+from graphopt.samples.inputs import inputs_of
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+    from graphopt.options import Options
+    from graphopt.precision import Outcome
+    from graphopt.proof.heldout import Division
+    from graphopt.runtime.worker import Worker
+    from graphopt.samples.sampling import Sample
+    from graphopt.target import Target
+
+
+@dataclass(frozen=True)
+class Lowerer:
+    """Lowers the precision of exact results of one model.
+
+    Attributes:
+        original: the model; it is what results are compared with.
+        original_path: its file.
+        worker: runs models.
+        target: what the result is for.
+        here: where it can run on this machine.
+        options: what the user asked for.
+        scratch: a folder for files that nobody keeps.
+        measured: whether latencies can be measured here.
+    """
+
+    original: Model
+    original_path: Path
+    worker: Worker
+    target: Target
+    here: Target
+    options: Options
+    scratch: Path
+    measured: bool
+
+    def lower(self, model: Model, precision: str) -> tuple[Outcome, AccuracyReport | None]:
+        """What one stage makes of an exact result, and what that costs in accuracy if it was judged.
+
+        Raises:
+            DataError: the samples do not fit the model, or overlap.
+            UsageError: the budget needs a metric, and there is none.
+        """
+        task = self._task(model, precision)
+        outcome = registry.precision(precision)(task)
+        return outcome, self._accuracy(task, outcome)
+
+    def _task(self, model: Model, precision: str) -> Task:
+        division = self._division(PRECISIONS[precision].calibrates)
+        judge = HeldOut(
+            self.worker,
+            self.original_path,
+            division.evaluation,
+            division.metric,
+            self.here,
+            self.options.threads,
+            progress=self.options.progress,
+        )
+        return Task(
+            model,
+            lambda: Run(self.target, self.worker, keep=frozenset(self.options.keep)),
+            self.worker,
+            self.here,
+            self.options,
+            division,
+            judge,
+            self.scratch,
+            self.measured,
+        )
+
+    def _division(self, calibrates: bool) -> Division:
+        options, graph = self.options, self.original.ir
+        samples = gather(graph, options.data, options.shapes, options.seed, options.calibration_limit)
+        samples.fit(self._runs)
+        specs = inputs_of(graph)
+        division = divide(samples, options.eval, specs, calibrate=calibrates, progress=options.progress)
+        options.budget.require_metric(division.metric is not None)
+        return division
+
+    def _runs(self, sample: Sample) -> bool:
+        """Whether the original runs on a sample."""
+        try:
+            with self.worker.opened(self.original_path, self.here, self.options.threads) as session:
+                self.worker.run(session, sample)
+        except WorkerError:
+            return False
+        return True
+
+    def _accuracy(self, task: Task, outcome: Outcome) -> AccuracyReport | None:
+        if outcome.score is None:
+            return None
+        division = task.division
+        achieved, reason = self.options.budget.holds(outcome.score, task.judge.reference)
+        return AccuracyReport(
+            task.judge.reference,
+            outcome.score,
+            str(self.options.budget),
+            achieved and outcome.model is not None,
+            reason if outcome.model is not None else outcome.reason,
+            division.evidence,
+            division.calibration_count,
+            division.evaluation_count,
+            division.calibration.is_synthetic,
+            outcome.int8_macs,
+        )
