@@ -7,10 +7,9 @@ accumulators fit into a budget; each group takes one pass over the samples. Acti
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from operator import length_hint
 from typing import Any, TypeVar
 
 from graphopt.errors import DataError, UnsupportedModelError, UsageError, WorkerError
@@ -121,7 +120,7 @@ class _Feeder:
             raise UsageError("the samples are needed several times; give a list or Samples, no generator")
         self._specs = inputs_of(model.ir)
         self._samples = samples
-        self.count: int | None = len(samples) if isinstance(samples, Sequence) else None
+        self.count = length_hint(samples) or None
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Value]]]:
         count = 0
@@ -217,9 +216,7 @@ class _Run:
 
     def _with(self, tapped: Model, use: Callable[[Session], Result]) -> Result:
         """Use a session of a tapped model, as optimized as it runs."""
-        with tempfile.TemporaryDirectory(dir=self.how.worker.folder) as folder:
-            path = Path(folder, "tapped.onnx")
-            tapped.save(path)
+        with self.how.worker.pool.written(tapped) as path:
             for level in _LEVELS:
                 self.current = ""
                 target = replace(self.how.target, level=level)

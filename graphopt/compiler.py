@@ -315,7 +315,6 @@ class Compiler:
             self.target,
             self._here,
             self.options,
-            self.scratch,
             self.options.measure and self._runnable(),
         )
 

@@ -15,6 +15,7 @@ from graphopt.proof.evaluation import HeldOut
 from graphopt.proof.heldout import divide, gather
 from graphopt.report import AccuracyReport
 from graphopt.samples.inputs import inputs_of
+from graphopt.storage.spill import Spill
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -37,7 +38,6 @@ class Lowerer:
         target: what the result is for.
         here: where it can run on this machine.
         options: what the user asked for.
-        scratch: a folder for files that nobody keeps.
         measured: whether latencies can be measured here.
     """
 
@@ -47,7 +47,6 @@ class Lowerer:
     target: Target
     here: Target
     options: Options
-    scratch: Path
     measured: bool
 
     def lower(self, model: Model, precision: str) -> tuple[Outcome, AccuracyReport | None]:
@@ -62,6 +61,7 @@ class Lowerer:
         return outcome, self._accuracy(task, outcome)
 
     def _task(self, model: Model, precision: str) -> Task:
+        spill = Spill()  # one for all runs: what several models share is stored once
         division = self._division(PRECISIONS[precision].calibrates)
         judge = HeldOut(
             self.worker,
@@ -74,13 +74,12 @@ class Lowerer:
         )
         return Task(
             model,
-            lambda: Run(self.target, self.worker, keep=frozenset(self.options.keep)),
+            lambda: Run(self.target, self.worker, keep=frozenset(self.options.keep), spill=spill),
             self.worker,
             self.here,
             self.options,
             division,
             judge,
-            self.scratch,
             self.measured,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -70,7 +70,6 @@ class Task:
         options: what the user asked for.
         division: the samples that calibrate, and those that judge.
         judge: scores models on the samples that judge.
-        scratch: a folder for files that nobody keeps.
         measured: whether latencies can be measured here.
     """
 
@@ -81,16 +80,11 @@ class Task:
     options: Options
     division: Division
     judge: HeldOut
-    scratch: Path
     measured: bool
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def write(self, model: Model) -> Path:
-        """A file of a model, in the scratch folder."""
-        path = self.scratch / f"trial-{next(self._numbers)}" / "model.onnx"
-        path.parent.mkdir()
-        model.save(path)
-        return path
+        """A file of a model that nobody keeps."""
+        return self.worker.pool.write(model)
 
     @cached_property
     def float_path(self) -> Path:

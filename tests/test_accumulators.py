@@ -207,9 +207,18 @@ def test_moments_of_a_product(axis, shape):
     arrays = [np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed in range(3)]
     found = _fed(Moments(5, axis), arrays)
     rows = np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, 5) for x in arrays]).astype(np.float64)
-    np.testing.assert_allclose(found.products[0], rows.T @ rows, rtol=1e-12)
+    exact = rows.T @ rows
+    rounding = len(rows) * 2.0**-24 * np.sqrt(np.outer(np.diag(exact), np.diag(exact)))  # of sums in float32
+    assert (np.abs(found.products[0] - exact) <= rounding).all()
     np.testing.assert_allclose(found.mean[0], rows.mean(axis=0), rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(found.energy[0], np.square(rows).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.energy[0] * found.count, np.diag(found.products[0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e25, 1e-3], ids=["squares overflow float32", "small"])
+def test_moments_of_any_size(size):
+    x = (size * np.random.default_rng(0).standard_normal((9, 3))).astype(np.float32)
+    expected = x.astype(np.float64).T @ x.astype(np.float64)
+    np.testing.assert_allclose(_fed(Moments(3), [x]).products[0], expected, rtol=1e-5, atol=1e-6 * size**2)
 
 
 def test_moments_of_some_rows_stand_for_all():

@@ -6,7 +6,7 @@ from support import parse
 
 from graphopt import graph as g
 from graphopt.model import Model
-from graphopt.proof.executed import Executed, stage
+from graphopt.proof.executed import Executed, named
 from graphopt.proof.profile import attribute, profile
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.runtime.values import Tensor
@@ -145,11 +145,12 @@ def test_times_of_unknown_nodes_are_not_lost(worker):
     assert found.seconds == 5.0
 
 
-def test_nothing_is_left_of_the_dumped_graph(worker, tmp_path):
+def test_nothing_is_left_of_the_dumped_graph(worker):
     model = Model.of(parse("g (float[4] x) => (float[4] y) { y = Tanh(x) }"))
-    dumped = worker.optimized(stage(model, tmp_path), threads=1)
+    path = worker.pool.write(named(model))
+    dumped = worker.optimized(path, threads=1)
     assert [node.op_type for node in g.nodes(Model.load(dumped).ir)] == ["Tanh"]
     before = set(dumped.parent.parent.iterdir())
     Executed.of(model, worker=worker, threads=1)
-    worker.profile(tmp_path / "model.onnx", {"x": Tensor.of(np.ones(4, np.float32))}, threads=1, budget_s=0)
+    worker.profile(path, {"x": Tensor.of(np.ones(4, np.float32))}, threads=1, budget_s=0)
     assert set(dumped.parent.parent.iterdir()) == before

@@ -11,7 +11,6 @@ Nodes of the model are known by the name of their first output, here called unit
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,14 +69,12 @@ class Executed:
         Raises:
             WorkerError: ONNX Runtime does not load it, or runs it in a form that it cannot write (TensorRT).
         """
-        with tempfile.TemporaryDirectory(dir=worker.folder) as folder:
-            return cls.of_file(
-                model, stage(model, Path(folder)), worker=worker, target=target, threads=threads
-            )
+        with worker.pool.written(named(model)) as path:
+            return cls.of_file(model, path, worker=worker, target=target, threads=threads)
 
     @classmethod
     def of_file(cls, model: Model, path: Path, *, worker: Worker, target: Target, threads: int) -> Executed:
-        """As :meth:`of`, for a model that :func:`stage` wrote."""
+        """As :meth:`of`, for a file of the model that :func:`named` gives."""
         dumped = worker.optimized(path, target, threads)
         try:
             return cls(model.ir, Model.load(dumped).ir)
@@ -190,14 +187,12 @@ class Executed:
         )
 
 
-def stage(model: Model, folder: Path) -> Path:
-    """Write a copy whose nodes bear the names of their units, so that fused ones can be told."""
+def named(model: Model) -> Model:
+    """A copy whose nodes bear the names of their units, so that fused ones can be told."""
     copy = model.clone()
     for node in g.nodes(copy.ir):
         node.name = g.output_name(node) or node.name
-    path = folder / "model.onnx"
-    copy.save(path)
-    return path
+    return copy
 
 
 def _unquantized(value: ir.Value) -> ir.Value:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphopt.model import Model
-from graphopt.proof.executed import Executed, stage
+from graphopt.proof.executed import Executed, named
 from graphopt.runtime.values import Feeds
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU, Target
@@ -57,8 +55,7 @@ def profile(  # noqa: PLR0913 - the options of a measurement are given by keywor
     Raises:
         WorkerError: ONNX Runtime does not run it.
     """
-    with tempfile.TemporaryDirectory(dir=worker.folder) as folder:
-        path = stage(model, Path(folder))
+    with worker.pool.written(named(model)) as path:
         executed = Executed.of_file(model, path, worker=worker, target=target, threads=threads)
         return attribute(executed, worker.profile(path, sample, target, threads, budget_s))
 

@@ -110,12 +110,11 @@ class Gram:
         self.arrays += 1
         if rows.shape[2] != self.kind.columns:
             raise ValueError(f"the layer reads rows of {rows.shape[2]}, not of {self.kind.columns} numbers")
-        exact = rows.astype(np.float64)
-        total = exact.sum(axis=1)
+        total = rows.sum(axis=1, dtype=np.float64)
         check_finite(total, total)
         self.total += total
-        for index, group in enumerate(exact):
-            self.products[index] += group.T @ group
+        for index, group in enumerate(rows):
+            self.products[index] += _squared(group)
         self.count += rows.shape[1]
 
     @property
@@ -159,3 +158,16 @@ class Gram:
         rng: Any = np.random.default_rng([self.kind.seed, self.arrays])
         picked: NDArray[np.int64] = np.sort(rng.choice(rows, limit, replace=False, shuffle=False))
         return picked
+
+
+def _squared(rows: Array) -> Array:
+    """XᵀX of one array in float32, which is twice as fast, and exact enough to be summed up in float64.
+
+    Doubles, and numbers whose squares overflow, are multiplied in float64.
+    """
+    own = rows.astype(np.result_type(rows, np.float32), copy=False)
+    with np.errstate(over="ignore"):
+        product: Array = own.T @ own
+    if own.dtype == np.float64 or np.isfinite(np.trace(product)):
+        return product
+    return _squared(rows.astype(np.float64))

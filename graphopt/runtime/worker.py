@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from graphopt.errors import MissingRuntimeError, SystemRefusedError, UsageError, WorkerError
 from graphopt.runtime.values import Feeds, Value
+from graphopt.storage.pool import Pool
 from graphopt.target import CPU, Target
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Worker:
 
     Attributes:
         folder: for files that nobody needs after the worker; the child removes it when the parent is killed.
+        pool: writes models there that are run and forgotten.
 
     Every method raises :class:`WorkerError` whose ``reason`` is ``failed`` (ONNX Runtime says no), ``died``,
     ``timeout`` or ``memory``; :class:`MissingRuntimeError` without ONNX Runtime; and
@@ -78,6 +80,7 @@ class Worker:
         self._time_limit = time_limit
         self._custom_ops = custom_ops
         self.folder = Path(tempfile.mkdtemp(prefix="graphopt-"))
+        self.pool = Pool(self.folder / "pool")
         self._cleanup = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._keys = itertools.count()
         self._life = 0

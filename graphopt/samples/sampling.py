@@ -38,12 +38,14 @@ class Samples:
         make: starts an iteration.
         drawer: what draws them, if they are synthetic.
         note: what of the source was left out; empty if nothing was.
+        count: how many there are, as far as that is known.
     """
 
     source: str
     make: Callable[[], Iterator[Sample]]
     drawer: Drawer | None = None
     note: str = ""
+    count: int | None = None
 
     @classmethod
     def of(
@@ -112,7 +114,7 @@ class Samples:
         Raises:
             DataError: while iterating, when an input has a type that cannot be drawn.
         """
-        return cls(SYNTHETIC, lambda: map(drawer.draw, range(count)), drawer)
+        return cls(SYNTHETIC, lambda: map(drawer.draw, range(count)), drawer, count=count)
 
     @property
     def is_synthetic(self) -> bool:
@@ -121,6 +123,9 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         return self.make()
+
+    def __length_hint__(self) -> int:
+        return NotImplemented if self.count is None else self.count
 
     def fit(self, runs: Callable[[Sample], bool]) -> None:
         """Let synthetic samples take sizes on which the model runs; call it before they are used."""

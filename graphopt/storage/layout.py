@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -16,6 +17,10 @@ from graphopt.storage.wire import Hole, Marker, Piece, size, splice
 _PAGE = 4096
 _WORD = 64
 _PAGE_FROM = 1 << 20  # as onnx does: 1 MiB and more starts on a page, so that a runtime can map it
+
+
+Allocate = Callable[[ir.TensorProtocol, bool], int | None]
+"""Where in the data file a tensor lies: (tensor, whether it is an initializer); None keeps it inside."""
 
 
 @dataclass
@@ -44,14 +49,33 @@ class Layout:
             initializers: whether large initializers go into the data file.
             attributes: whether large tensors in attributes do.
         """
+        outside: list[tuple[int, ir.TensorProtocol]] = []
+
+        def allocate(tensor: ir.TensorProtocol, initializer: bool) -> int | None:
+            if not (initializers if initializer else attributes):
+                return None
+            offset = aligned(_end(outside), tensor)
+            outside.append((offset, tensor))
+            return offset
+
+        layout = cls.over(model, data_name, allocate)
+        layout.outside, layout.data_size = outside, _end(outside)
+        return layout
+
+    @classmethod
+    def over(cls, model: ir.Model, data_name: str, allocate: Allocate) -> Layout:
+        """Lay a model out over a data file that somebody else writes; ``allocate`` says where in it."""
         layout, marker = cls(), Marker()
 
         def place(proto: onnx.TensorProto, tensor: ir.TensorProtocol, initializer: bool) -> None:
-            if initializers if initializer else attributes:
-                layout._put_outside(proto, tensor, data_name)
-            else:
+            offset = allocate(tensor, initializer)
+            if offset is None:
                 proto.raw_data = marker.mark(len(layout.inside))
                 layout.inside.append(tensor)
+                return
+            proto.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in ("location", data_name), ("offset", offset), ("length", tensor.nbytes):
+                proto.external_data.add(key=key, value=str(value))
 
         proto = encode_model(model, place)
         lengths = [tensor.nbytes for tensor in layout.inside]
@@ -63,20 +87,11 @@ class Layout:
         """The length of the .onnx file in bytes."""
         return size(self.pieces)
 
-    def _put_outside(self, proto: onnx.TensorProto, tensor: ir.TensorProtocol, data_name: str) -> None:
-        align = _PAGE if tensor.nbytes >= _PAGE_FROM else _WORD
-        offset = -(-self.data_size // align) * align
-        self.outside.append((offset, tensor))
-        self.data_size = offset + tensor.nbytes
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in ("location", data_name), ("offset", offset), ("length", tensor.nbytes):
-            proto.external_data.add(key=key, value=str(value))
-
     def write_model(self, file: BinaryIO) -> None:
         """Write the .onnx file."""
         for piece in self.pieces:
             if isinstance(piece, Hole):
-                _write_tensor(file, self.inside[piece.index])
+                write_tensor(file, self.inside[piece.index])
             else:
                 write_all(file, [piece])
 
@@ -84,10 +99,26 @@ class Layout:
         """Write the data file; the gaps before aligned tensors are zero."""
         for offset, tensor in self.outside:
             file.seek(offset)
-            _write_tensor(file, tensor)
+            write_tensor(file, tensor)
 
 
-def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
+def aligned(end: int, tensor: ir.TensorProtocol) -> int:
+    """The first offset from ``end`` on where a tensor may start."""
+    align = _PAGE if tensor.nbytes >= _PAGE_FROM else _WORD
+    return -(-end // align) * align
+
+
+def _end(outside: list[tuple[int, ir.TensorProtocol]]) -> int:
+    """The length of a data file that ends with the last of these."""
+    return outside[-1][0] + outside[-1][1].nbytes if outside else 0
+
+
+def write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
+    """Write a tensor's bytes, inside the kernel if they lie in a file.
+
+    Raises:
+        OSError: the system refuses.
+    """
     if not (isinstance(tensor, MappedTensor) and _copied(file, tensor)):
         write_all(file, chunks(tensor))
 

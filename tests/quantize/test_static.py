@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from graphopt.activations import Collector, Request
 from graphopt.compiler import Result, optimize
 from graphopt.errors import DataError, ParityError
+from graphopt.model import Model
 from graphopt.precision import Task, Trial
 from graphopt.proof import measure
 from graphopt.proof.measure import Comparison, Cost
 from graphopt.runtime.cpu import Cpu
+from graphopt.runtime.means import Mean
+from graphopt.runtime.moments import Moments
 from graphopt_passes.quantize import draft as drafts
 from graphopt_passes.quantize import static
 
@@ -257,14 +261,17 @@ def test_calibration_is_saved_and_used_again(
     saved = tmp_path / "c.json"
     first = quantize(classifier, data=data, save_calibration=saved, ranges="minmax")
     before = bytes_of(first, tmp_path)
-    gathered: list[int] = []
-    gather = static.Collector.collect
-    monkeypatch.setattr(
-        static.Collector, "collect", lambda *given: (gathered.append(len(given[2])), gather(*given))[1]
-    )
+    gathered: list[Request] = []
+    stream = static.Collector.stream
+
+    def watched(self: Collector, model: Model, requests: Iterable[Request], samples: Any) -> Any:
+        gathered.extend(requests := list(requests))
+        return stream(self, model, requests, samples)
+
+    monkeypatch.setattr(static.Collector, "stream", watched)
     again = quantize(classifier, data=data, calibration=saved, ranges="minmax")
     assert bytes_of(again, tmp_path) == before
-    assert not [count for count in gathered if count]
+    assert {type(request.kind) for request in gathered} == {Moments, Mean}  # of fitting, which are not kept
     other = model(CLASSIFIER, w=floats(8, 16, seed=3), v=floats(16, 2))
     with pytest.raises(DataError, match="weights"):
         quantize(other, data=data, calibration=saved)

@@ -41,8 +41,10 @@ def readings(value: ir.Value) -> list[Reading]:
     return [reading for reading in found if reading is not None]
 
 
-def moments_of(node: ir.Node) -> Moments | None:
+def moments_of(node: ir.Node, arrays: int = 1) -> Moments | None:
     """The second moments of a layer's rows, to be asked of its first input; ``None`` if it is no such layer.
+
+    So many rows of each of so many arrays are used that there are :data:`ROWS_PER_COLUMN` for each column.
 
     Columns are in the order of the weight: K of a MatMul or Gemm, C/groups·kH·kW of a Conv.
     """
@@ -51,11 +53,17 @@ def moments_of(node: ir.Node) -> Moments | None:
         return None
     shape = tuple(weight.shape.numpy())
     if node.op_type == "Conv":
-        return Moments(math.prod(shape[1:]), patches=_patches(node, shape[2:]))
+        columns = math.prod(shape[1:])
+        return Moments(columns, patches=_patches(node, shape[2:]), rows=_rows(columns, arrays))
     if node.op_type == "MatMul":
-        return Moments(shape[-2])
+        return Moments(shape[-2], rows=_rows(shape[-2], arrays))
     trans_a, trans_b = (g.attribute(node, name, 0) for name in ("transA", "transB"))
-    return Moments(shape[1] if trans_b else shape[0], axis=0 if trans_a else -1)
+    columns = shape[1] if trans_b else shape[0]
+    return Moments(columns, axis=0 if trans_a else -1, rows=_rows(columns, arrays))
+
+
+def _rows(columns: int, arrays: int) -> int:
+    return max(LEAST_ROWS, -(-ROWS_PER_COLUMN * columns // arrays))
 
 
 def _patches(node: ir.Node, kernel: tuple[int, ...]) -> Patches:
@@ -86,4 +94,7 @@ def _matmul(node: ir.Node, w: NDArray[np.floating]) -> Reading:
     return Reading(-1, np.einsum("bkn,bkn->k", stack, stack, dtype=np.float64))
 
 
+# Neighbouring positions of an image are much alike: more rows take time and change little.
+ROWS_PER_COLUMN = 8
+LEAST_ROWS = 64
 _ENERGIES = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}

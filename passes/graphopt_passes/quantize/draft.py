@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,6 +17,7 @@ from graphopt.proof.executed import Executed
 from graphopt.proof.profile import Profile, profile
 from graphopt.runtime.values import Tensor
 from graphopt_passes.quantize.audit import Audit, audit
+from graphopt_passes.quantize.fit import nearest
 from graphopt_passes.quantize.fusable import STYLES
 from graphopt_passes.quantize.insert_qdq import drop_unused, insert_qdq
 from graphopt_passes.quantize.placement import Placement, consistent
@@ -51,7 +51,7 @@ class Draft:
     def discard(self) -> None:
         """Remove the file; it is written anew when it is needed again."""
         if "path" in self.__dict__:
-            shutil.rmtree(self.path.parent)
+            self.path.unlink()
             del self.path
 
     @cached_property
@@ -84,6 +84,7 @@ class Drafts:
         ranges: value name → range.
         bits: of weights.
         weights, biases: of all drafts made from now on, see :class:`Scheme`.
+        plain: weights rounded to nearest, for the rest; they are made when they are first needed.
     """
 
     task: Task
@@ -92,6 +93,7 @@ class Drafts:
     bits: int
     weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
     biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    plain: dict[str, IntegerWeight] = field(default_factory=dict)
 
     @cached_property
     def grids(self) -> Mapping[str, Grid]:
@@ -106,7 +108,9 @@ class Drafts:
         run = self.task.new_run()
         placement = Placement(model, run)
         chosen = consistent(placement, [name for name in nodes if name in placement.parts])
-        scheme = Scheme(chosen, self.grids, self.weights, self.biases)
+        rest = [name for name in chosen if name not in self.weights and name not in self.plain]
+        self.plain.update(nearest(placement, rest, self.bits).weights)
+        scheme = Scheme(chosen, self.grids, {**self.plain, **self.weights}, self.biases)
         insert_qdq(model, run, placement, scheme, self.bits)
         drop_unused(model)
         return Draft(self.task, model, chosen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def nearest(placement: Placement, names: Collection[str], bits: int) -> Fitted:
     """Rounding to nearest on the scale of the largest weight of each channel, biases as they are."""
     found = Fitted()
     for part in _layers(placement, names):
-        found.weights[part.name] = rounded(_weight(part), part.axis, bits)
+        found.weights[part.name] = rounded(_weight(part), part.axis, bits).kept(placement.run.spill)
     return found
 
 
@@ -54,14 +55,16 @@ def fitted(  # noqa: PLR0913, PLR0917 - what it computes from
     bits: int,
 ) -> Fitted:
     """Fit the named layers, as their moments come in; those without moments are rounded to nearest."""
-    found = nearest(placement, names, bits)
+    found = Fitted()
     for part, moments in _moments(model, _layers(placement, names), collector, samples):
         weight = _fit(part, moments, bits)
-        found.weights[part.name] = weight
+        found.weights[part.name] = weight.kept(placement.run.spill)
         shift = mean_shift(rows(_weight(part), part.axis), rows(weight.real(), part.axis), moments.mean)
-        if part.bias is not None or part.node.op_type != "MatMul":
+        if part.has_bias:
             bias = g.array(part.bias)
             found.biases[part.name] = corrected_bias(bias, np.zeros(shift.shape), shift)
+    rest = [name for name in names if name not in found.weights]
+    found.weights.update(nearest(placement, rest, bits).weights)
     return found
 
 
@@ -84,8 +87,9 @@ def _moments(
     model: Model, parts: Iterable[Part], collector: Collector, samples: Iterable[Mapping[str, Any]]
 ) -> Iterator[tuple[Part, Gram]]:
     wanted: dict[Request, list[Part]] = {}
+    count = length_hint(samples) or 1
     for part in parts:
-        kind, value = moments_of(part.node), part.node.inputs[0]
+        kind, value = moments_of(part.node, count), part.node.inputs[0]
         if kind is not None and value is not None and kind.columns <= MOST_COLUMNS:
             wanted.setdefault(Request(value.name or "", kind), []).append(part)
     for statistics in collector.stream(model, wanted, samples):

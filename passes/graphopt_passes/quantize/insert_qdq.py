@@ -154,7 +154,7 @@ class _Writer:
         assert part.weight is not None
         name, node, weight = part.weight.name or "weight", part.node, self._integers(part, input_scale)
         inputs = [
-            self._constant(node, weight.data, f"{name}_quantized"),
+            self.run.new_constant(self.model, node, weight.stored or weight.data, f"{name}_quantized"),
             self._constant(node, weight.scales, f"{name}_scale"),
             self._constant(node, np.zeros(weight.scales.shape, np.int8), f"{name}_zero_point"),
         ]

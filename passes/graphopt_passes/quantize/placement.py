@@ -67,6 +67,11 @@ class Part:
         return tuple(self.nodes[-1].outputs)
 
     @property
+    def has_bias(self) -> bool:
+        """Whether it adds a vector to its product, or could at no cost; a bare MatMul cannot."""
+        return self.bias is not None or self.node.op_type != "MatMul"
+
+    @property
     def tail(self) -> ir.Node | None:
         """The Relu or Clip that its result's grid makes superfluous."""
         return self.nodes[-1] if g.is_op(self.nodes[-1], "Relu", "Clip") else None
@@ -77,7 +82,7 @@ class Placement:
 
     def __init__(self, model: Model, run: Run) -> None:
         self._shapes = run.shapes(model)
-        self._run = run
+        self.run = run
         self._kernels = KERNELS[run.target.name]
         self._taken: set[ir.Node] = set()
         self.refusals: dict[str, str] = {}
@@ -114,8 +119,8 @@ class Placement:
 
     def _unfit(self, node: ir.Node, kernel: Kernel, opset: int) -> str | None:
         """Why a node has no integer kernel although its operator has."""
-        if self._run.keeps(node) or is_quantized(node):
-            return "it is kept as it is" if self._run.keeps(node) else "it is quantized already"
+        if self.run.keeps(node) or is_quantized(node):
+            return "it is kept as it is" if self.run.keeps(node) else "it is quantized already"
         if opset < kernel.since:
             return f"it has an integer kernel from opset {kernel.since} on"
         for name, values in kernel.needs:
@@ -176,7 +181,7 @@ class Placement:
         if self._shapes.rank(x) != 2 and self._shapes.static_dims(x) is None:
             return part
         follower = _only_reader(part.node)
-        if not g.is_op(follower, "Add") or follower is None or self._run.keeps(follower):
+        if not g.is_op(follower, "Add") or follower is None or self.run.keeps(follower):
             return part
         other = next((v for v in follower.inputs if v is not part.node.outputs[0]), None)
         assert part.weight is not None
@@ -188,7 +193,7 @@ class Placement:
 
     def _with_tail(self, part: Part) -> Part:
         follower = _only_reader(part.nodes[-1])
-        if follower is None or not g.is_op(follower, *part.kernel.tail) or self._run.keeps(follower):
+        if follower is None or not g.is_op(follower, *part.kernel.tail) or self.run.keeps(follower):
             return part
         if follower.inputs[0] is not part.nodes[-1].outputs[0] or follower.graph is not part.node.graph:
             return part

@@ -7,11 +7,14 @@ A real number r lies on an affine grid as q = clamp(round(r / scale) + zero_poin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
+
+from graphopt.storage.spill import Spill
 
 Array = NDArray[Any]
 
@@ -84,11 +87,18 @@ class IntegerWeight:
         data: int8, of the weight's shape.
         scales: float32 [n], one per channel along ``axis``, or [1] for the whole tensor.
         axis: the channels' axis.
+        stored: the tensor in a file that ``data`` is a view of; None if it is in memory only.
     """
 
     data: NDArray[np.int8]
     scales: NDArray[np.float32]
     axis: int
+    stored: ir.TensorProtocol | None = None
+
+    def kept(self, spill: Spill) -> IntegerWeight:
+        """The same in a file, which takes no memory and is shared by all models that are made with it."""
+        stored = spill.keep(ir.Tensor(self.data))
+        return replace(self, data=stored.numpy(), stored=stored)
 
     def real(self) -> NDArray[np.float32]:
         """The numbers that the integers stand for."""

@@ -8,8 +8,7 @@ against accuracy, until one keeps it.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,13 +18,14 @@ from graphopt.calibration import Calibration
 from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import BATCH, Outcome, Task, Trial
+from graphopt.proof.evaluation import HeldOut
 from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.cpu import cpu
-from graphopt.samples.sampling import Samples
+from graphopt.samples.sampling import Sample, Samples
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
-from graphopt_passes.quantize.fit import fitted, nearest
+from graphopt_passes.quantize.fit import fitted
 from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept, miscompiled, nested
 from graphopt_passes.quantize.fusable import STYLES, UNFIT
 from graphopt_passes.quantize.layer_report import Findings
@@ -35,6 +35,7 @@ from graphopt_passes.quantize.placement import Placement, consistent, saturates
 from graphopt_passes.quantize.ranges import Form, Range
 from graphopt_passes.quantize.recognize import recognize
 from graphopt_passes.quantize.sensitivity import blame, noise, sensitivities
+from graphopt_passes.quantize.sequential import corrected
 from graphopt_passes.quantize.smoothing import smoothed
 from graphopt_passes.quantize.timing import Timing
 
@@ -42,6 +43,11 @@ OPSET = 13
 _REFINEMENTS = 3
 # Samples for second moments, which need fewer than ranges do: each gives many rows.
 FITTING = 256
+# Of the calibration, every so many-th sample chooses between weights that are fitted to the others.
+_PART = 4
+CHOOSING = 64
+# Samples for the means of outputs.
+MEANS = 32
 # Of the speed gained, the share that is given up for accuracy, and the noise that must then be left at most.
 _CHEAP = 0.1
 _WORTH = 0.8
@@ -117,15 +123,31 @@ class _Search:
 
     def _gatherer(self, model: Model) -> Gather:
         """Statistics of a changed model, which are not kept."""
-        samples = self._some(FITTING)
-        return lambda requests: self.collector.collect(model, requests, samples)
+        return lambda requests: self.collector.collect(model, requests, self._fitting)
 
-    def _some(self, most: int) -> Samples:
-        """At most so many samples of the calibration, spread evenly."""
-        division = self.task.division
-        step = -(-division.calibration_count // most) or 1
-        source = division.calibration.source
-        return Samples(source, lambda: itertools.islice(division.calibration, 0, None, step))
+    @cached_property
+    def _fitting(self) -> Samples:
+        """The samples of the calibration that weights are fitted to."""
+        count = self.task.division.calibration_count
+        some = [index for index in range(count) if index % _PART != _PART - 1]
+        return self._numbered(some if count >= 2 * _PART else range(count), FITTING)
+
+    @cached_property
+    def _chooser(self) -> HeldOut:
+        """Says which weights are better, on samples of the calibration to which none is fitted."""
+        task, count = self.task, self.task.division.calibration_count
+        samples = self._numbered(range(_PART - 1 if count >= 2 * _PART else 0, count, _PART), CHOOSING)
+        return HeldOut(task.worker, task.float_path, samples, None, task.target, task.options.threads)
+
+    def _numbered(self, numbers: Sequence[int], most: int) -> Samples:
+        """At most so many samples of the calibration with these numbers, spread evenly."""
+        calibration = self.task.division.calibration
+        picked = frozenset(numbers[:: -(-len(numbers) // most) or 1])
+
+        def make() -> Iterator[Sample]:
+            return (sample for index, sample in enumerate(calibration) if index in picked)
+
+        return Samples(calibration.source, make, count=len(picked))
 
     def _ranges(self, model: Model, gather: Gather) -> Mapping[str, Range]:
         values = self.placement.on_grids(self.placement.parts)
@@ -238,11 +260,20 @@ class _Search:
         self.task.progress("fitting weights")
         placement = Placement(drafts.model, self.task.new_run())
         names = layers_of(placement, nodes)
-        samples = self._some(FITTING)
-        plain = nearest(placement, names, drafts.bits)
-        better = fitted(drafts.model, placement, names, self.collector, samples, drafts.bits)
-        tried = [drafts.with_weights(found.weights, found.biases) for found in (plain, better)]
-        return min(tried, key=lambda one: noise(Judged.of(self.task, one.build(nodes)).score))
+        found = fitted(drafts.model, placement, names, self.collector, self._fitting, drafts.bits)
+        better = self._quieter(nodes, drafts, drafts.with_weights(found.weights, found.biases))
+        few = self._numbered(range(self.task.division.calibration_count), MEANS)
+        return self._quieter(nodes, better, corrected(better, nodes, self.collector, few))
+
+    def _quieter(self, nodes: Nodes, *tried: Drafts) -> Drafts:
+        """The drafts with the least noise, the first of equal ones."""
+        return min(tried, key=lambda drafts: self._noise(drafts, nodes))
+
+    def _noise(self, drafts: Drafts, nodes: Nodes) -> float:
+        draft = drafts.build(nodes)
+        found = noise(self._chooser.score(draft.path))
+        draft.discard()
+        return found
 
     def _smoothed(self, nodes: Nodes) -> Drafts | None:
         """Drafts of an equal float model whose channels are more alike; ``None`` if there is none."""
@@ -251,7 +282,9 @@ class _Search:
         if model is None:
             return None
         ranges = self._ranges(model, self._gatherer(model))
-        return self._fitted(Drafts(self.task, model, ranges, self.drafts.bits), nodes)
+        drafts = Drafts(self.task, model, ranges, self.drafts.bits)
+        plain = self.drafts.with_weights({}, {})
+        return self._fitted(drafts, nodes) if self._quieter(nodes, plain, drafts) is drafts else None
 
     def _within_budget(self, nodes: Nodes) -> Outcome:
         """Climb the ladder until the budget holds: fitted weights, smoothed channels, layers on floats."""

@@ -1,0 +1,67 @@
+"""Sequential bias correction: each layer takes back the mean error of its own output, and of all before it.
+
+With the float layer's output y and the quantized one's ŷ, the bias becomes b + E(y) − E(ŷ), channel by
+channel (Nagel et al. 2019, §4.2; sequential as in Banner et al. 2019, since ŷ is of the model in which the
+layers before are corrected). One run of the samples per layer would take as long as there are layers, so
+neighbours in the order of the graph are corrected together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt import graph as g
+from graphopt.activations import Collector, Request, Statistics
+from graphopt.model import Model
+from graphopt.runtime.means import Mean
+from graphopt_passes.quantize.bias_correction import corrected_bias
+from graphopt_passes.quantize.draft import Drafts
+from graphopt_passes.quantize.placement import Part, Placement
+
+ROUNDS = 6
+_Biases = dict[str, NDArray[np.float32]]
+
+
+def corrected(
+    drafts: Drafts, nodes: Collection[str], collector: Collector, samples: Iterable[Mapping[str, Any]]
+) -> Drafts:
+    """The drafts with biases that bring the means of all layers' outputs back to those of the float model."""
+    placement = Placement(drafts.model, drafts.task.new_run())
+    parts = _in_order(drafts.model, placement, nodes)
+    wanted = collector.collect(drafts.model, map(_request, parts), samples)
+    size = -(-len(parts) // ROUNDS) or 1
+    for start in range(0, len(parts), size):
+        some = parts[start : start + size]
+        found = collector.collect(drafts.build(nodes).model, map(_request, some), samples)
+        biases = _shifted(some, drafts.biases, wanted, found)
+        drafts = drafts.with_weights(drafts.weights, {**drafts.biases, **biases})
+    return drafts
+
+
+def _in_order(model: Model, placement: Placement, nodes: Collection[str]) -> list[Part]:
+    """The layers that add a bias, or could, in the order of their graphs."""
+    parts = [part for name, part in placement.parts.items() if name in nodes]
+    order = {node: index for index, node in enumerate(g.nodes(model.ir))}
+    layers = (part for part in parts if part.weight is not None and part.has_bias)
+    return sorted(layers, key=lambda part: order[part.node])
+
+
+def _request(part: Part) -> Request:
+    """The mean of what the layer gives before any Relu, by channels."""
+    node = part.nodes[1] if part.node.op_type == "MatMul" else part.node
+    return Request(g.output_name(node), Mean(1 if part.node.op_type == "Conv" else -1))
+
+
+def _shifted(parts: Iterable[Part], old: Mapping[str, Any], wanted: Statistics, found: Statistics) -> _Biases:
+    biases = {}
+    for part in parts:
+        request = _request(part)
+        real, now = wanted.get(request.value, request.kind), found.get(request.value, request.kind)
+        if real is not None and now is not None:
+            bias = old.get(part.name, g.array(part.bias))
+            biases[part.name] = corrected_bias(bias, real.mean, now.mean)
+    return biases
