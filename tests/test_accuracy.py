@@ -180,11 +180,11 @@ def test_labels_that_cannot_be_used(values, samples):
         Labels(np.asarray(values), samples, "test.npz")
 
 
-def test_labels_that_fit_no_output_are_said():
-    with pytest.raises(
-        DataError, match=r"labels \[1\] of sample 0 fit no output \('y' \[1, 1\]\).*--eval module"
-    ):
-        merits([1], 1, np.ones((1, 1), np.float32))
+@pytest.mark.parametrize(("label", "classes"), [(1, 1), (10, 10), (255, 3)])
+def test_labels_that_fit_no_output_are_said(label, classes):
+    told = rf"the largest {label}, fit no output \('y' \[1, {classes}\]\).*--eval module"
+    with pytest.raises(DataError, match=rf"labels \[1\] of sample 0, {told}"):
+        merits([label], 1, np.ones((1, classes), np.float32))
 
 
 def test_what_was_lost_and_gained_is_counted_in_pairs():

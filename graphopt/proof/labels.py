@@ -69,7 +69,8 @@ class Labels:
                 return merits.astype(np.float32).reshape(-1)
         shapes = ", ".join(f"'{k}' {list(v.shape)}" for k, v in outputs.items() if isinstance(v, Tensor))
         raise DataError(
-            f"{self.source}: labels {list(labels.shape)} of sample {index} fit no output ({shapes});"
+            f"{self.source}: labels {list(labels.shape)} of sample {index}, the largest {labels.max()},"
+            f" fit no output ({shapes});"
             " judge with --eval module:function instead"
         )
 
@@ -97,7 +98,7 @@ class Labels:
                 return None
             error = np.subtract(output.reshape(-1), labels.reshape(-1), dtype=np.float64)
             return -np.square(error)
-        decisions = _decisions(output, labels.shape)
+        decisions = _decisions(output, labels.shape, int(labels.max(initial=0)))
         if decisions is None:
             return None
         known = labels.reshape(-1) >= 0
@@ -105,18 +106,19 @@ class Labels:
         return hits[known]
 
 
-def _decisions(output: Array, shape: tuple[int, ...]) -> Array | None:
+def _decisions(output: Array, shape: tuple[int, ...], largest: int) -> Array | None:
     """The class of each label: what an output of integers says, or the largest along the axis of classes.
 
-    That is the last axis, or the second one of an image [B, C, H, W] whose labels are [B, H, W].
+    That is the last axis, or the second one of an image [B, C, H, W] whose labels are [B, H, W]; it must have
+    the ``largest`` label.
     """
     count = int(np.prod(shape, dtype=np.int64))
     if output.dtype.kind in "iu":
         return output if output.size == count else None
     if output.dtype.kind != "f" or output.ndim < 1:
         return None
-    if output.shape[-1] > 1 and output.size == count * output.shape[-1]:
+    if output.shape[-1] > max(largest, 1) and output.size == count * output.shape[-1]:
         return np.asarray(output.argmax(axis=-1))
-    if output.ndim > 2 and output.shape[1] > 1 and output.size == count * output.shape[1]:
+    if output.ndim > 2 and output.shape[1] > max(largest, 1) and output.size == count * output.shape[1]:
         return np.asarray(output.argmax(axis=1))
     return None

@@ -8,7 +8,8 @@ against accuracy, until one keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,6 +23,7 @@ from graphopt.proof.evaluation import HeldOut
 from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.cpu import cpu
 from graphopt.samples.sampling import Sample, Samples
+from graphopt.samples.shelf import shelved
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
@@ -126,28 +128,29 @@ class _Search:
         return lambda requests: self.collector.collect(model, requests, self._fitting)
 
     @cached_property
-    def _fitting(self) -> Samples:
+    def _fitting(self) -> list[Sample]:
         """The samples of the calibration that weights are fitted to."""
-        count = self.task.division.calibration_count
-        some = [index for index in range(count) if index % _PART != _PART - 1]
-        return self._numbered(some if count >= 2 * _PART else range(count), FITTING)
+        return self._kept[0]
 
     @cached_property
     def _chooser(self) -> HeldOut:
         """Says which weights are better, on samples of the calibration to which none is fitted."""
-        task, count = self.task, self.task.division.calibration_count
-        samples = self._numbered(range(_PART - 1 if count >= 2 * _PART else 0, count, _PART), CHOOSING)
-        return HeldOut(task.worker, task.float_path, samples, None, task.target, task.options.threads)
+        task, samples = self.task, self._kept[1]
+        source = Samples(task.division.calibration.source, lambda: iter(samples), count=len(samples))
+        return HeldOut(task.worker, task.float_path, source, None, task.target, task.options.threads)
 
-    def _numbered(self, numbers: Sequence[int], most: int) -> Samples:
-        """At most so many samples of the calibration with these numbers, spread evenly."""
-        calibration = self.task.division.calibration
-        picked = frozenset(numbers[:: -(-len(numbers) // most) or 1])
-
-        def make() -> Iterator[Sample]:
-            return (sample for index, sample in enumerate(calibration) if index in picked)
-
-        return Samples(calibration.source, make, count=len(picked))
+    @cached_property
+    def _kept(self) -> tuple[list[Sample], list[Sample]]:
+        """Samples to fit weights to and others to choose between weights, spread evenly; all, if few."""
+        division, folder = self.task.division, self.task.worker.folder
+        fitting, choosing = _shares(division.calibration_count)
+        wanted = {*fitting, *choosing}
+        numbers = [index for index in range(division.calibration_count) if index in wanted]
+        flags = (index in wanted for index in range(division.calibration_count))
+        kept = dict(
+            zip(numbers, shelved(itertools.compress(division.calibration, flags), folder), strict=True)
+        )
+        return [kept[index] for index in fitting], [kept[index] for index in choosing]
 
     def _ranges(self, model: Model, gather: Gather) -> Mapping[str, Range]:
         values = self.placement.on_grids(self.placement.parts)
@@ -262,7 +265,7 @@ class _Search:
         names = layers_of(placement, nodes)
         found = fitted(drafts.model, placement, names, self.collector, self._fitting, drafts.bits)
         better = self._quieter(nodes, drafts, drafts.with_weights(found.weights, found.biases))
-        few = self._numbered(range(self.task.division.calibration_count), MEANS)
+        few = self._fitting[:: -(-len(self._fitting) // MEANS)]
         return self._quieter(nodes, better, corrected(better, nodes, self.collector, few))
 
     def _quieter(self, nodes: Nodes, *tried: Drafts) -> Drafts:
@@ -372,3 +375,12 @@ class _Search:
     def _refuse(self, reason: str, judged: Judged | None = None) -> Outcome:
         layers = self.findings.describe(None)
         return Outcome(None, reason, judged.score if judged else None, layers, notes=tuple(self.notes))
+
+
+def _shares(count: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Which of so many samples weights are fitted to, and which choose between weights."""
+    choosing = range(_PART - 1, count, _PART)
+    fitting = [index for index in range(count) if index not in choosing]
+    if count < 2 * _PART:  # then neither share would say anything
+        return range(count), range(count)
+    return fitting[:: -(-len(fitting) // FITTING)], choosing[:: -(-len(choosing) // CHOOSING)]

@@ -1,0 +1,46 @@
+"""Samples on a shelf are the samples that were put there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from graphopt.errors import SystemRefusedError
+from graphopt.runtime.values import FileRange, Tensor
+from graphopt.samples import shelf
+from graphopt.samples.shelf import shelved
+
+
+def test_tensors_of_all_types_come_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    numbers = [rng.standard_normal(3000), rng.standard_normal((7, 501)).astype(ml_dtypes.bfloat16)]
+    sample = {f"x{i}": Tensor.of(array) for i, array in enumerate(numbers)}
+    sample["names"] = Tensor.of(np.array([["a", "b"]] * 3000))
+    sample["few"] = Tensor.of(np.arange(3))
+    found = shelved([sample, sample], tmp_path)
+    assert len(found) == 2
+    for one in found:
+        assert list(one) == list(sample)
+        for name, value in one.items():
+            assert isinstance(value, Tensor)
+            assert isinstance(value.data, FileRange) == name.startswith("x")
+            np.testing.assert_array_equal(value.numpy(), sample[name].numpy())
+
+
+def test_what_is_no_tensor_stays(tmp_path: Path) -> None:
+    sample = {"list": [Tensor.of(np.zeros(9))], "none": None, "map": {1: 2.0}}
+    assert shelved([sample], tmp_path) == [sample]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shelf, "write_all", full)
+    with pytest.raises(SystemRefusedError, match="cannot keep samples"):
+        shelved([{"x": Tensor.of(np.zeros(5000))}], tmp_path)
