@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -30,10 +31,11 @@ def _arrays(seed: int, count: int = 5) -> list[np.ndarray]:
 
 
 def _fed(kind, arrays):
+    """The accumulator as it comes back from the worker."""
     accumulator = kind.start()
     for array in arrays:
         accumulator.add(array)
-    return accumulator
+    return pickle.loads(pickle.dumps(accumulator))
 
 
 def _same(a, b) -> bool:

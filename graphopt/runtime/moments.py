@@ -6,7 +6,7 @@ each group of channels has rows of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from graphopt.runtime.accumulators import Array, Doubles, channels, check_finite
 
 _ROWS_PER_COLUMN = 2
+_AT_ONCE = 1024  # rows
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Moments:
     def start(self) -> Gram:
         """See :class:`Gram`."""
         groups = self.patches.groups if self.patches else 1
-        return Gram(self, np.zeros((groups, self.columns, self.columns)), np.zeros((groups, self.columns)))
+        return Gram(self, np.zeros((groups, self.columns)))
 
 
 @dataclass
@@ -90,17 +91,17 @@ class Gram:
 
     Attributes:
         kind: what was asked for.
-        products: Σ xxᵀ, float64 [groups, columns, columns].
         total: Σ x, float64 [groups, columns].
         count: rows used.
         arrays: arrays seen.
     """
 
     kind: Moments
-    products: Doubles
     total: Doubles
     count: int = 0
     arrays: int = 0
+    _squares: Doubles = field(default_factory=lambda: np.zeros(0))
+    _waiting: list[Array] = field(default_factory=list)
 
     def add(self, x: Array) -> None:
         """See :meth:`graphopt.runtime.accumulators.Accumulator.add`."""
@@ -113,8 +114,29 @@ class Gram:
         total = rows.sum(axis=1, dtype=np.float64)
         check_finite(total, total)
         self.total += total
-        self.products += _squared(rows)
         self.count += rows.shape[1]
+        self._waiting.append(rows)
+        if sum(one.shape[1] for one in self._waiting) >= _AT_ONCE:
+            self._square()
+
+    @property
+    def products(self) -> Doubles:
+        """Σ xxᵀ, float64 [groups, columns, columns]."""
+        self._square()
+        return self._squares
+
+    def _square(self) -> None:
+        """Multiply the rows that wait for it: many at once, since adding up takes time too."""
+        if not self._squares.size:
+            groups, columns = self.total.shape
+            self._squares = np.zeros((groups, columns, columns))
+        if self._waiting:
+            self._squares += _squared(np.concatenate(self._waiting, axis=1))
+            self._waiting = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._square()
+        return self.__dict__
 
     @property
     def energy(self) -> Doubles:
@@ -130,7 +152,7 @@ class Gram:
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        return self.products.nbytes + self.total.nbytes
+        return self.total.nbytes * (self.kind.columns + 1)
 
     def _rows(self, x: Array) -> Array:
         """Rows [1, n, columns] of a product."""
@@ -160,13 +182,14 @@ class Gram:
 
 
 def _squared(rows: Array) -> Array:
-    """XᵀX of the rows [groups, n, columns] of one array in float32, which is twice as fast, and exact enough to be summed up in float64.
+    """XᵀX of rows [groups, n, columns], in float32: twice as fast, and exact enough to be summed in float64.
 
     Doubles, and numbers whose squares overflow, are multiplied in float64.
     """
     own = rows.astype(np.result_type(rows, np.float32), copy=False)
     with np.errstate(over="ignore"):
         product: Array = own.swapaxes(1, 2) @ own
-    if own.dtype == np.float64 or np.isfinite(np.einsum("gkk", product)):
+        largest = np.einsum("gkk->", product)
+    if own.dtype == np.float64 or np.isfinite(largest):
         return product
     return _squared(rows.astype(np.float64))
