@@ -9,9 +9,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from support import parse
 
+from graphopt.activations import Collector, Request
 from graphopt.errors import SystemRefusedError
+from graphopt.model import Model
+from graphopt.runtime.accumulators import Extent
 from graphopt.runtime.values import FileRange, Tensor
+from graphopt.runtime.worker import Worker
 from graphopt.samples import shelf
 from graphopt.samples.shelf import shelved
 
@@ -44,3 +49,20 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shelf, "write_all", full)
     with pytest.raises(SystemRefusedError, match="cannot keep samples"):
         shelved([{"x": Tensor.of(np.zeros(5000))}], tmp_path)
+
+
+def test_an_input_that_is_an_output_is_read_before_its_memory_goes(tmp_path: Path) -> None:
+    """ONNX Runtime gives such an output in the memory of what was fed: here a map that ends with the feed."""
+    model = Model.of(parse("g (float[300,500] x) => (float[300,500] x, float[300,500] y) { y = Neg(x) }"))
+    path = tmp_path / "model.onnx"
+    model.save(path)
+    x = np.random.default_rng(0).standard_normal((300, 500), dtype=np.float32)
+    samples = shelved([{"x": Tensor.of(x + np.float32(i))} for i in range(6)], tmp_path)
+    with Worker(time_limit=60) as worker, worker.opened(path) as session:
+        for i, sample in enumerate(samples):
+            found = worker.run(session, sample)["x"]
+            assert isinstance(found, Tensor)
+            np.testing.assert_array_equal(found.numpy(), x + np.float32(i))
+        statistics = Collector(worker, threads=1).collect(model, [Request("x", Extent())], samples)
+    extent = statistics.get("x", Extent())
+    assert (extent.low.item(), extent.high.item()) == (x.min(), (x + np.float32(5)).max())

@@ -127,7 +127,8 @@ class Runtime:
         """Run session ``key`` once for its accumulators."""
         session = self._sessions[key]
         names = [output.name for output in session.get_outputs()]
-        self._watches[key].feed(dict(zip(names, _prepared(session, feeds)(), strict=True)))
+        run = _prepared(session, feeds)
+        self._watches[key].feed(dict(zip(names, run(), strict=True)))
 
     def collected(self, key: int) -> list[list[Collected]]:
         """What the accumulators over session ``key`` have gathered; they end."""
@@ -200,7 +201,8 @@ class Runtime:
 
     def _results(self, session: ort.InferenceSession, feeds: Mapping[str, Value]) -> dict[str, Value]:
         names = [output.name for output in session.get_outputs()]
-        values = [_from_runtime(value) for value in _prepared(session, feeds)()]
+        run = _prepared(session, feeds)
+        values = [_from_runtime(value) for value in run()]
         return dict(zip(names, self._spilled(values), strict=True))
 
     def _spilled(self, values: list[Value]) -> list[Value]:
@@ -228,7 +230,10 @@ def _infos(args: Iterable[Any]) -> tuple[ValueInfo, ...]:
 
 
 def _prepared(session: ort.InferenceSession, feeds: Mapping[str, Value]) -> Any:
-    """A call without arguments that runs the session; what it needs is converted once, here."""
+    """A call without arguments that runs the session; what it needs is converted once, here.
+
+    Keep it as long as its results are used: an output that is an input lies in the memory of what was fed.
+    """
     names = [output.name for output in session.get_outputs()]
     types = [arg.type for arg in session.get_outputs()]
     plain = all(isinstance(value, Tensor) and value.elem_type != STRING for value in feeds.values())
