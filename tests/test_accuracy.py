@@ -63,6 +63,20 @@ def test_the_worst_sample_is_named():
     assert (score.worst_sample, score.worst_db) == (1, pytest.approx(6.0206, abs=1e-3))
 
 
+def test_a_flipped_sample_moves_what_is_typical_by_its_share():
+    one = np.ones((1, 2, 4), np.float32)
+    factors = (0.99, 0.99, 0.99, -1.0)
+    score = tally([({"y": one}, {"y": one * np.float32(factor)}) for factor in factors])
+    assert score.typical_db == pytest.approx((3 * 40 - 6.0206) / 4, abs=1e-3)
+    assert score.sqnr_db < 0.001
+
+
+@pytest.mark.parametrize(("factor", "typical"), [(1.0, 140), (np.nan, -20)])
+def test_what_is_typical_is_bounded(factor, typical):
+    one = np.ones((1, 2, 4), np.float32)
+    assert tally([({"y": one}, {"y": one * np.float32(factor)})]).typical_db == typical
+
+
 def test_agreement_counts_rows():
     rng = np.random.default_rng(1)
     logits = rng.standard_normal((2, 50, 5)).astype(np.float32)

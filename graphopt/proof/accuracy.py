@@ -3,6 +3,9 @@
 The signal-to-quantization-noise ratio of an output is SQNR = 10 log₁₀(Σ r² / Σ (r − c)²) over all elements
 of all samples, r being the original's. Outputs of different size weigh the same in a model's SQNR: it is
 that of the mean of their noise-to-signal ratios.
+
+A single sample on which a decision flips can have more noise than all others together. So searches compare
+models by the mean over samples of the SQNR in dB, which such a sample moves by its share only.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ import numpy as np
 from graphopt.proof.classes import are_classes, class_axis
 from graphopt.proof.tolerance import differing, distances, leaves, numbers
 from graphopt.runtime.values import FLOATING, Tensor, Value
+
+# Where a sample's SQNR no longer says more: equal to float32's rounding, or nothing is right.
+_TYPICAL = (-20.0, 140.0)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Score:
         outputs: each output on its own.
         worst_sample: index of the sample with the lowest SQNR in one of its outputs, then ``worst_db``.
         worst_db: that SQNR; None if no output is floating.
+        typical_db: mean over samples of the SQNR of each; None if no output is floating.
         metric: what the user judges by, higher is better; None if nothing was given to judge by.
         metric_name: its name, such as ``top-1 accuracy (%)``.
         metric_error: standard error of the difference to the original's metric; None if it is not known.
@@ -61,6 +68,7 @@ class Score:
     outputs: tuple[OutputScore, ...]
     worst_sample: int | None = None
     worst_db: float | None = None
+    typical_db: float | None = None
     metric: float | None = None
     metric_name: str = ""
     metric_error: float | None = None
@@ -76,15 +84,22 @@ class Tally:
     samples: int = 0
     _sums: dict[str, _Sum] = field(default_factory=dict)
     _worst: tuple[float, int] | None = None
+    _typical: float = 0.0
+    _typical_of: int = 0
 
     def add(self, expected: Mapping[str, Value], found: Mapping[str, Value]) -> None:
         """Take in one sample: what the original gives, and what the model gives."""
         other = dict(leaf for name, value in found.items() for leaf in leaves(name, value))
+        ratios = []
         for name, value in expected.items():
             for leaf, tensor in leaves(name, value):
                 ratio = self._sums.setdefault(leaf, _Sum()).add(leaf, tensor, other.get(leaf))
-                if ratio is not None and (self._worst is None or ratio > self._worst[0]):
-                    self._worst = ratio, self.samples
+                ratios += [] if ratio is None else [ratio]
+        if ratios:
+            self._typical += float(np.clip(_decibels(sum(ratios) / len(ratios)), *_TYPICAL))
+            self._typical_of += 1
+        if ratios and (self._worst is None or max(ratios) > self._worst[0]):
+            self._worst = max(ratios), self.samples
         self.samples += 1
 
     def score(self) -> Score:
@@ -102,6 +117,7 @@ class Tally:
             outputs,
             worst,
             None if ratio is None else _decibels(ratio),
+            self._typical / self._typical_of if self._typical_of else None,
         )
 
 

@@ -45,10 +45,10 @@ def sensitivities(task: Task, build: Callable[[str], Draft], layers: Sequence[st
 
 
 def noise(score: Score) -> float:
-    """Noise power over signal power."""
-    if score.sqnr_db is None:
+    """Noise power over signal power of a typical sample."""
+    if score.typical_db is None:
         return _NOISE_OF_NOTHING
-    return float(max(10 ** (-score.sqnr_db / 10), _NOISE_OF_NOTHING))
+    return float(max(10 ** (-score.typical_db / 10), _NOISE_OF_NOTHING))
 
 
 def decibels(power: float) -> float:

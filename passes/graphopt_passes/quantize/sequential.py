@@ -1,9 +1,9 @@
 """Sequential bias correction: each layer takes back the mean error of its own output, and of all before it.
 
 With the float layer's output y and the quantized one's ŷ, the bias becomes b + E(y) − E(ŷ), channel by
-channel (Nagel et al. 2019, §4.2; sequential as in Banner et al. 2019, since ŷ is of the model in which the
-layers before are corrected). One run of the samples per layer would take as long as there are layers, so
-neighbours in the order of the graph are corrected together.
+channel (Nagel et al. 2019, §4.2), where ŷ is of the model in which the layers before are corrected. That
+takes a run of the samples for each layer, so deep models go without; correcting neighbours together is no
+way out, since each would make up for the errors of those before it once more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from graphopt_passes.quantize.bias_correction import corrected_bias
 from graphopt_passes.quantize.draft import Drafts
 from graphopt_passes.quantize.placement import Part, Placement
 
-ROUNDS = 6
+MOST_LAYERS = 24
 _Biases = dict[str, NDArray[np.float32]]
 
 
@@ -32,12 +32,12 @@ def corrected(
     """The drafts with biases that bring the means of all layers' outputs back to those of the float model."""
     placement = Placement(drafts.model, drafts.task.new_run())
     parts = _in_order(drafts.model, placement, nodes)
+    if len(parts) > MOST_LAYERS:
+        return drafts
     wanted = collector.collect(drafts.model, map(_request, parts), samples)
-    size = -(-len(parts) // ROUNDS) or 1
-    for start in range(0, len(parts), size):
-        some = parts[start : start + size]
-        found = collector.collect(drafts.build(nodes).model, map(_request, some), samples)
-        biases = _shifted(some, drafts.biases, wanted, found)
+    for part in parts:
+        found = collector.collect(drafts.build(nodes).model, [_request(part)], samples)
+        biases = _shifted(part, drafts.biases, wanted, found)
         drafts = drafts.with_weights(drafts.weights, {**drafts.biases, **biases})
     return drafts
 
@@ -56,12 +56,9 @@ def _request(part: Part) -> Request:
     return Request(g.output_name(node), Mean(1 if part.node.op_type == "Conv" else -1))
 
 
-def _shifted(parts: Iterable[Part], old: Mapping[str, Any], wanted: Statistics, found: Statistics) -> _Biases:
-    biases = {}
-    for part in parts:
-        request = _request(part)
-        real, now = wanted.get(request.value, request.kind), found.get(request.value, request.kind)
-        if real is not None and now is not None:
-            bias = old.get(part.name, g.array(part.bias))
-            biases[part.name] = corrected_bias(bias, real.mean, now.mean)
-    return biases
+def _shifted(part: Part, old: Mapping[str, Any], wanted: Statistics, found: Statistics) -> _Biases:
+    request = _request(part)
+    real, now = (one.get(request.value, request.kind) for one in (wanted, found))
+    if real is None or now is None:
+        return {}
+    return {part.name: corrected_bias(old.get(part.name, g.array(part.bias)), real.mean, now.mean)}
