@@ -264,7 +264,8 @@ class _Search:
         placement = Placement(drafts.model, self.task.new_run())
         names = layers_of(placement, nodes)
         found = fitted(drafts.model, placement, names, self.collector, self._fitting, drafts.bits)
-        better = self._quieter(nodes, drafts, drafts.with_weights(found.weights, found.biases))
+        biased = drafts.with_weights(found.weights, found.biases)
+        better = self._quieter(nodes, drafts, biased, drafts.with_weights(found.weights, {}))
         few = self._fitting[:: -(-len(self._fitting) // MEANS)]
         return self._quieter(nodes, better, corrected(better, nodes, self.collector, few))
 
