@@ -7,6 +7,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from graphopt.model import Model
+from graphopt.proof import verify
 from graphopt.proof.tolerance import Spread, judge
 from graphopt.proof.verify import Verifier
 from graphopt.runtime.values import Tensor
@@ -335,3 +337,15 @@ def test_low_precision_types_are_judged_by_their_own_resolution(dtype):
     assert not _wrong(Spread(), reference, candidate)
     candidate[3] = 1
     assert "1 of 6" in _wrong(Spread(), reference, candidate)
+
+
+def test_slow_models_are_verified_on_as_many_samples_as_time_allows(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "MOST_SECONDS", 0.0)
+    path = _mlp(tmp_path / "model.onnx")
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((2, 8)).astype(np.float32)} for _ in range(20)]
+    samples = Samples.of(Model.load(path), data)
+    verdict = Verifier(worker, path, samples).check(path)
+    assert verdict.status == "verified"
+    assert verdict.evidence.startswith(f"{verify.FEWEST} samples")
+    assert any("left out" in note for note in verdict.notes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ from graphopt.target import CPU, REFERENCE, Target
 Status = Literal["verified", "not verified", "structural only", "failed"]
 _MOVABLE = {1: np.float32, 10: np.float16, 11: np.float64}
 _REPEATED_SAMPLES = 2
+# Running the original without optimization takes seconds for large models, and each candidate as long again.
+MOST_SECONDS = 30.0
+FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Verifier:
     threads: int = 0
     progress: Callable[[int, int | None], None] = lambda done, total: None
     reason: str = field(default="", init=False)
+    _short: bool = field(default=False, init=False)
     spreads: defaultdict[Target, dict[str, Spread]] = field(
         default_factory=lambda: defaultdict(dict), init=False
     )
@@ -171,6 +176,8 @@ class Verifier:
             reason = "non-deterministic: every output of the original differs between two of its own runs"
             return Verdict(True, "not verified", reason, outputs=tuple(worst.values()))
         notes = [*self._weaknesses(), *([self.reason] if self.reason else [])]
+        if self._short:
+            notes.append(f"the other samples were left out, since these took over {MOST_SECONDS:g} s")
         evidence = self.samples.describe(len(self._references))
         return Verdict(True, "verified", "", evidence, tuple(worst.values()), tuple(notes))
 
@@ -251,7 +258,7 @@ class Verifier:
             return []
         with self.worker.opened(self.original, REFERENCE, self.threads) as session:
             self.samples.fit(lambda sample: self._run(session, sample) is not None)
-            found = [self._reference(session, index, sample) for index, sample in enumerate(self.samples)]
+            found = [self._reference(session, index, sample) for index, sample in self._in_time()]
             self._workload = self.samples.workload() if self.samples.is_synthetic else None
         references = [reference for reference in found if reference is not None]
         if references:
@@ -260,6 +267,15 @@ class Verifier:
         elif not self.reason:
             raise DataError(f"{self.samples.source} holds no sample")
         return references
+
+    def _in_time(self) -> Iterator[tuple[int, Sample]]:
+        """The samples with their numbers, as many as half a minute allows, but at least eight."""
+        end = time.monotonic() + MOST_SECONDS
+        for index, sample in enumerate(self.samples):
+            if index >= FEWEST and time.monotonic() > end:
+                self._short = True
+                return
+            yield index, sample
 
     def _reference(self, session: Session, index: int, sample: Sample) -> _Reference | None:
         """One sample's results without optimization, and their noise; None if the original fails on it."""
