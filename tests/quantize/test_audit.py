@@ -117,6 +117,22 @@ def test_products_that_give_floats_are_green(worker, opset):
     assert found.fused == {"up", "down", "scores"}
 
 
+@pytest.mark.parametrize("opset", [13, 17, 21])
+def test_a_hard_swish_that_is_written_out_is_green(worker, opset):
+    """x · clip(x + 3, 0, 6): the Clip is what the grid behind it cuts off."""
+    b = Builder(opset)
+    x = b.quantize(b.op("Conv", image(b), b.weight(16, 16, 1, 1), b.bias(16), out="conv"))
+    three = b.dequantize(np.uint8(255), 3 / 255)
+    bounds = b.constant(np.float32(0)), b.constant(np.float32(6))
+    gate = b.op("Clip", b.op("Add", x, three, out="plus"), *bounds, out="gate")
+    y = b.quantize(b.op("Mul", x, b.quantize(gate, 6 / 255, zero=0), out="times"))
+    b.op("Conv", y, b.weight(16, 16, 1, 1), b.bias(16), out="next")
+    b.give(b.op("Neg", b.quantize("next")))
+    found = run(worker, b)
+    assert found.problems == ()
+    assert {"conv", "plus", "times", "next"} <= found.fused
+
+
 def test_floats_between_integers_are_no_problem(worker):
     b = Builder()
     y = b.quantize(b.op("Conv", image(b), b.weight(16, 16, 1, 1), out="one"))

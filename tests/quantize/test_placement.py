@@ -146,6 +146,17 @@ BELONG = {
 }
 
 
+@pytest.mark.parametrize(
+    ("op", "tail"), [("Add", "Relu(s)"), ("Add", "Clip(s, zero, six)"), ("Mul", "Clip(s, zero, six)")]
+)
+def test_what_belongs_to_a_join(op: str, tail: str, worker: Worker) -> None:
+    """As in HardSwish written out: x · clip(x + 3, 0, 6) / 6."""
+    limits = "zero = Constant<value = float {0.0}>()  six = Constant<value = float {6.0}>()"
+    nodes = f"{limits} a = Gemm(x, w)  s = {op}(a, six)  c = {tail}  m = Mul(a, c)  y = Gemm(m, w)"
+    found = place(f"agraph (float[4,4] x) => (float[4,4] y) {{ {nodes} }}", worker)
+    assert [node.op_type for node in found.parts["s"].nodes] == [op, tail[:4]]
+
+
 @pytest.mark.parametrize(("nodes", "belong"), BELONG.values(), ids=BELONG.keys())
 def test_what_belongs_to_a_layer(nodes: str, belong: list[str], worker: Worker) -> None:
     limits = "zero = Constant<value = float {0.0}>()  six = Constant<value = float {6.0}>()"
