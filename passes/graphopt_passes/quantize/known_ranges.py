@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -45,16 +46,22 @@ def known_bounds(value: ir.Value) -> Bounds:
     return rule(node) if rule else _FIXED.get(node.op_type, (None, None))
 
 
+def clip_limits(node: ir.Node) -> Bounds:
+    """The limits of a Clip, infinite where it has none; ``None`` where they are computed."""
+    return _limit(node, 1, "min", -math.inf), _limit(node, 2, "max", math.inf)
+
+
 def _clip(node: ir.Node) -> Bounds:
-    """The bounds of a Clip: attributes up to opset 10, then inputs."""
-    return _bound(node, 1, "min"), _bound(node, 2, "max")
+    low, high = (None if limit is None or math.isinf(limit) else limit for limit in clip_limits(node))
+    return low, high
 
 
-def _bound(node: ir.Node, index: int, name: str) -> float | None:
-    if name in node.attributes:
-        return float(g.attribute(node, name))
-    found = g.array(node.inputs[index], 1) if index < len(node.inputs) else None
-    return float(found.item()) if found is not None and found.size else None
+def _limit(node: ir.Node, index: int, name: str, none: float) -> float | None:
+    """An attribute up to opset 10, then an input."""
+    if index < len(node.inputs) and node.inputs[index] is not None:
+        found = g.array(node.inputs[index], 1)
+        return float(found.item()) if found is not None and found.size else None
+    return float(g.attribute(node, name, none))
 
 
 def _elu(node: ir.Node) -> Bounds:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.pipeline import Run
 from graphopt_passes.quantize.fusable import DEFAULTS, KERNELS, Kernel
+from graphopt_passes.quantize.known_ranges import clip_limits
 from graphopt_passes.quantize.recognize import is_quantized
 
 if TYPE_CHECKING:
@@ -214,11 +215,6 @@ class Placement:
                 found.update(dict.fromkeys(part.outputs))
         return list(found)
 
-    def constants(self, chosen: Collection[str]) -> list[ir.Value]:
-        """The constants, weights and biases aside, that chosen parts read."""
-        parts = self._chosen(chosen)
-        return list(dict.fromkeys(v for part in parts for v in part.inputs if g.constant(v) is not None))
-
     def _chosen(self, chosen: Collection[str]) -> list[Part]:
         return [part for name, part in self.parts.items() if name in chosen]
 
@@ -294,16 +290,8 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
 
 def _clips_around_zero(node: ir.Node) -> bool:
     """Clip(a, b) with constants a ≤ 0 ≤ b, which a grid can imitate."""
-    low, high = (_limit(node, index, name) for index, name in ((1, "min"), (2, "max")))
+    low, high = clip_limits(node)
     return low is not None and high is not None and low <= 0.0 <= high
-
-
-def _limit(node: ir.Node, index: int, name: str) -> float | None:
-    infinite = -np.inf if name == "min" else np.inf
-    if index < len(node.inputs) and node.inputs[index] is not None:
-        found = g.array(node.inputs[index], 1)
-        return float(found.item()) if found is not None and found.size else None
-    return float(g.attribute(node, name, infinite))
 
 
 def saturates(part: Part, low: float, high: float) -> bool:
@@ -313,6 +301,6 @@ def saturates(part: Part, low: float, high: float) -> bool:
         return True
     if node.op_type == "Relu":
         return low >= 0.0
-    a, b = _limit(node, 1, "min"), _limit(node, 2, "max")
+    a, b = clip_limits(node)
     slack = 1e-6
     return a is not None and b is not None and low >= a * (1 + slack) and high <= b * (1 + slack)
