@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -300,9 +300,25 @@ class Compiler:
         lowered = Candidate(outcome.model, candidate.journal)
         if self.options.measure and self._runnable():
             self._begin("measuring")
-            self._keep(lowered, self._compare(self.original_path, lowered))
+            comparison = self._compare(self.original_path, lowered)
+            if comparison.verdict == "slower":
+                lowered.discard()
+                return self._too_slow(candidate, precision, comparison)
+            self._keep(lowered, comparison)
         candidate.discard()
         return lowered
+
+    def _too_slow(self, candidate: Candidate, precision: str, comparison: Comparison) -> Candidate:
+        """Take back what the last measurement contradicts, and what the report says of it."""
+        reason = f"the result is slower than the original: {comparison.summary()}"
+        told = "the whole is slower than the original"
+        self.report.layers = [
+            replace(layer, precision="float32", fused=None, reason=layer.reason or told)
+            for layer in self.report.layers
+        ]
+        if self.report.accuracy is not None:
+            self.report.accuracy = replace(self.report.accuracy, achieved=False, reason=reason)
+        return self._not_lowered(candidate, precision, reason)
 
     @cached_property
     def _lowerer(self) -> Lowerer:
