@@ -96,6 +96,12 @@ class Network:
             return self.op("Clip", x, *bounds, shape=self.shapes[x])
         return x
 
+    def scaled(self, x: str) -> str:
+        factor = self.constant(np.float32(self.rng.choice([0.3, 3.0, 6.0, 8.0])))
+        op = str(self.rng.choice(["Mul", "Div"]))
+        operands = (factor, x) if op == "Mul" and self.rng.random() < 0.5 else (x, factor)
+        return self.op(op, *operands, shape=self.shapes[x])
+
     def gemm(self, x: str, columns: int) -> str:
         batch, before = self.shapes[x]
         swapped = int(self.rng.integers(2))
@@ -125,8 +131,8 @@ def images(seed: int, opset: int) -> Network:
     return net
 
 
-IMAGE_STEPS = ["conv"] * 3 + ["deep", "point", "add", "mul", "concat", "pool", "mean", "turn", "cut"]
-SENTENCE_STEPS = ["product"] * 3 + ["add", "mul", "attention", "join"]
+IMAGE_STEPS = ["conv"] * 3 + ["deep", "point", "add", "mul", "concat", "pool", "mean", "turn", "cut", "scale"]
+SENTENCE_STEPS = ["product"] * 3 + ["add", "mul", "attention", "join", "scale"]
 CURVES = ["Sigmoid", "Tanh"]
 
 
@@ -146,6 +152,8 @@ def _image_step(net: Network, x: str, found: list[str]) -> str:  # noqa: PLR0911
         return net.op("Relu", y, shape=shape) if net.rng.random() < 0.5 else y
     if kind == "mul":
         return net.op("Mul", x, net.floats(1, channels, 1, 1), shape=shape)
+    if kind == "scale":
+        return net.scaled(x)
     if kind == "concat":
         parts = [x, str(net.rng.choice(same)), net.floats(batch, 2, height, width)]
         return net.op("Concat", *parts, shape=(batch, 2 * channels + 2, height, width), axis=1)
@@ -181,6 +189,8 @@ def _sentence_step(net: Network, x: str, found: list[str]) -> str:
         return net.saturated(net.matmul(x, 16))
     if kind in {"add", "mul"}:
         return net.op("Add" if kind == "add" else "Mul", x, str(net.rng.choice(found)), shape=shape)
+    if kind == "scale":
+        return net.scaled(x)
     if kind == "attention":
         y = str(net.rng.choice(found))
         turned = net.op("Transpose", y, shape=(1, 16, 6), perm=[0, 2, 1])

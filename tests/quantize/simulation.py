@@ -6,7 +6,7 @@ Each float node runs alone in ONNX Runtime; between them, numbers are rounded to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,9 @@ class Simulation:
             if not part.kernel.float_result or value.name in read
         }
         self.sources = {
-            value.name: part.inputs[0].name
+            value.name: (part.inputs[0].name, part.factor)
             for part in chosen
-            if part.kernel.role == "mover"
+            if part.kernel.role in ("mover", "scaler")
             for value in part.outputs
         }
         graph = self.proto.graph
@@ -60,10 +60,13 @@ class Simulation:
         return self._graph(self.proto.graph, dict(feeds))
 
     def grid(self, name: str) -> Grid:
-        """The grid of a value: that of what its numbers were moved from."""
+        """The grid of a value: that of what its numbers were moved from, with the step that scaling gives."""
+        total = 1.0
         while name in self.sources:
-            name = self.sources[name]
-        return self.scheme.grids[name]
+            name, factor = self.sources[name]
+            total *= factor
+        grid = self.scheme.grids[name]
+        return replace(grid, scale=grid.scale * total)
 
     def _constants(self, part: Part) -> list[tuple[tuple[str, int], Any]]:
         """(node, index of input) → what the integers stand for."""

@@ -108,6 +108,27 @@ def _header(opset: int, functions: str) -> str:
     return f"<ir_version: 8, opset_import: [{imports}]> "
 
 
+@pytest.mark.parametrize("scale", ["m = Mul(c, h)  s = Div(m, six)", "d = Div(h, six)  s = Mul(c, d)"])
+def test_hard_swish_runs_on_integers(scale: str, worker: Worker) -> None:
+    """x · clip(x + 3, 0, 6) / 6 with two readers: the division is only a step of the grid."""
+    numbers = {"zero": 0, "three": 3, "six": 6}
+    constants = " ".join(f"{k} = Constant<value = float {{{v}}}>()" for k, v in numbers.items())
+    proto = weighted(
+        f"""agraph (float[1,8,6,6] x) => (float[1,8,6,6] y) {{ {constants}
+        c = Conv<pads = [1,1,1,1]>(x, w)  a = Add(c, three)  h = Clip(a, zero, six)  {scale}
+        p = Conv<pads = [1,1,1,1]>(s, v)  q = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1]>(s)
+        t = Add(p, q)  y = Conv<pads = [1,1,1,1]>(t, v) }}""",
+        w=(8, 8, 3, 3),
+        v=(8, 8, 3, 3),
+    )
+    model = assert_means(proto, whole(proto, worker), worker)
+    executed = Executed.of(model, worker=worker, threads=1)
+    assert audit(executed).green
+    ran = {node.op_type for node in executed.nodes()}
+    assert not {"Div", "Mul", "Clip", "Conv", "Add"} & ran
+    assert sum(node.op_type == "QuantizeLinear" for node in executed.nodes()) == 1
+
+
 # Random networks.
 
 NETWORKS = [(kind, seed, (13, 17, 21)[seed % 3]) for kind in (images, sentences) for seed in range(12)]

@@ -146,6 +146,38 @@ BELONG = {
 }
 
 
+SCALERS = {
+    "a product": ("s = Mul(a, six)", "scaler", 6.0),
+    "a product on the left": ("s = Mul(six, a)", "scaler", 6.0),
+    "a quotient": ("s = Div(a, six)", "scaler", 1 / 6),
+    "a quotient of the constant": ("s = Div(six, a)", None, 1.0),
+    "a negative factor": ("s = Mul(a, less)", "free", 1.0),
+    "no factor": ("s = Div(a, zero)", None, 1.0),
+    "a vector": ("s = Mul(a, b)", "free", 1.0),
+    "an axis of its own": ("s = Mul(a, ones)", "free", 1.0),
+}
+
+
+@pytest.mark.parametrize(("node", "role", "factor"), SCALERS.values(), ids=SCALERS.keys())
+def test_what_only_scales(node: str, role: str | None, factor: float, worker: Worker) -> None:
+    numbers = {"zero": 0.0, "six": 6.0, "less": -2.0}
+    constants = " ".join(f"{k} = Constant<value = float {{{v}}}>()" for k, v in numbers.items())
+    constants += " ones = Constant<value = float[1,1] {1.0}>()"
+    nodes = f"{constants} a = Gemm(x, w)  {node}  y = Gemm(s, w)"
+    found = place(f"agraph (float[4,4] x) => (float[4,4] y) {{ {nodes} }}", worker)
+    part = found.parts.get("s")
+    assert (part.kernel.role if part else None) == role
+    if part is not None:
+        assert part.factor == pytest.approx(factor)
+        assert found.origin(part.outputs[0], {"a", "s", "y"})[1] == pytest.approx(factor)
+
+
+def test_an_output_of_the_model_is_not_scaled(worker: Worker) -> None:
+    nodes = "six = Constant<value = float {6.0}>()  a = Gemm(x, w)  y = Div(a, six)"
+    found = place(f"agraph (float[4,4] x) => (float[4,4] y) {{ {nodes} }}", worker)
+    assert found.refusals["y"] == "it makes an output of the model"
+
+
 @pytest.mark.parametrize(
     ("op", "tail"), [("Add", "Relu(s)"), ("Add", "Clip(s, zero, six)"), ("Mul", "Clip(s, zero, six)")]
 )
@@ -216,9 +248,9 @@ def test_grids_of_a_choice(worker: Worker) -> None:
     assert {value.name for value in found.on_grids(set("c"))} == set("pc")
     assert found.on_grids(()) == []
     p = found.parts["p"].outputs[0]
-    assert found.grid_owner(p, set("atpc")).name == "a"
-    assert found.grid_owner(p, set("pc")).name == "t"
-    assert found.grid_owner(p, set("atc")).name == "p"
+    assert found.origin(p, set("atpc")) == (found.parts["a"].outputs[0], 1.0)
+    assert found.origin(p, set("pc"))[0].name == "t"
+    assert found.origin(p, set("atc"))[0].name == "p"
 
 
 def test_products_may_give_floats(worker: Worker) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["layer", "free", "mover"]
+Role = Literal["layer", "free", "mover", "scaler"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Kernel:
 
     Attributes:
         role: ``layer``: multiplies with weights; ``free``: any grid on any side; ``mover``: moves integers
-            about, so its grid is the same on both sides.
+            about, so its grid is the same on both sides; ``scaler``: the same integers, on another step.
         operands: how many leading inputs are activations; 0 stands for all.
         float_result: it may also give floats, so that nothing has to follow it.
         tail: operators that vanish behind it when its result's grid saturates as they do.
@@ -65,6 +65,9 @@ _TENSORRT: dict[str, Kernel] = {
     "Gemm": Kernel("layer", float_result=True),
     "MatMul": Kernel("layer", operands=2, float_result=True),
 }
+
+SCALER = Kernel("scaler")
+"""Multiplication with or division by a positive constant: no kernel at all, for targets whose Mul has one."""
 
 KERNELS: dict[str, dict[str, Kernel]] = {"cpu": _CPU, "tensorrt": _TENSORRT}
 """Target → operator of the default domain → its kernel."""

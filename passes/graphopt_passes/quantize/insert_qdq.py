@@ -7,7 +7,7 @@ biases int32 on the scale of the product, s_x · s_w, which is what the accumula
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class _Writer:
     placement: Placement
     scheme: Scheme
     bits: int
+    integers: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def write(self) -> None:
         names = self.scheme.nodes
@@ -56,6 +57,10 @@ class _Writer:
         made = {value for part in parts if not part.kernel.float_result for value in part.outputs}
         grids = {value: self._grid(value) for value in self.placement.on_grids(names)}
         for value, grid in grids.items():
+            maker = self.placement.makers.get(value)
+            if maker is not None and maker.node in heads and maker.kernel.role == "scaler":
+                self._rescale(value, grid, maker)
+                continue
             inside = value in made or self._gives_integers(value, heads)
             self._put_on_grid(value, grid, heads, everywhere=inside)
         for part in parts:
@@ -63,8 +68,9 @@ class _Writer:
             self.run.journal.admit(RULE, part.name)
 
     def _grid(self, value: ir.Value) -> Grid:
-        owner = self.placement.grid_owner(value, self.scheme.nodes)
-        return self.scheme.grids[owner.name or ""]
+        owner, factor = self.placement.origin(value, self.scheme.nodes)
+        grid = self.scheme.grids[owner.name or ""]
+        return replace(grid, scale=grid.scale * factor)
 
     def _gives_integers(self, value: ir.Value, heads: dict[ir.Node, Part]) -> bool:
         """Whether a chosen layer that could give floats gives integers, since a chosen part reads them."""
@@ -78,11 +84,27 @@ class _Writer:
         quantized = self._after(value, ir.Node("", "QuantizeLinear", [value, scale, zero]), "quantized")
         node = ir.Node("", "DequantizeLinear", [quantized, scale, zero])
         back = self._after(quantized, node, "dequantized")
+        self.integers[value] = quantized
         back.type, back.shape = value.type, value.shape
         for use in uses:
             use.node.replace_input_with(use.idx, back)
         if everywhere and value.is_graph_output():
             self._take_output(value, quantized, back)
+
+    def _rescale(self, value: ir.Value, grid: Grid, part: Part) -> None:
+        """c·x: the integers of x, dequantized with c times its step; the node goes."""
+        integers, node = self.integers[part.inputs[0]], part.node
+        scale, zero = self._steps(node, value.name or "", grid)
+        made = ir.Node("", "DequantizeLinear", [integers, scale, zero])
+        back = self._after(integers, made, "dequantized")
+        back.type, back.shape = value.type, value.shape
+        self.integers[value] = integers
+        g.replace(value, back)
+        readings = [source.producer() for source in node.inputs if source is not None]
+        g.remove(node)
+        for reading in readings:
+            if reading is not None and g.is_op(reading, "DequantizeLinear") and g.is_dead(reading):
+                g.remove(reading)
 
     @staticmethod
     def _reads_integers(use: Any, heads: dict[ir.Node, Part], value: ir.Value) -> bool:

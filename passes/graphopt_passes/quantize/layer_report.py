@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -86,11 +86,15 @@ class Findings:
         static = draft.nodes - draft.dynamic
         if value not in self.placement.on_grids(static):
             return None
-        return self.ranges.get(self.placement.grid_owner(value, static).name or "")
+        owner, factor = self.placement.origin(value, static)
+        found = self.ranges.get(owner.name or "")
+        return found and replace(found, low=found.low * factor, high=found.high * factor)
 
     def _fused(self, part: Part, draft: Draft | None) -> bool | None:
         """Whether the runtime computes it on integers; None if only another runtime could tell."""
-        return part.name in draft.audit.fused if self.audited and draft is not None else None
+        if not self.audited or draft is None:
+            return None
+        return part.kernel.role == "scaler" or part.name in draft.audit.fused
 
     def _why(self, part: Part, draft: Draft | None) -> str:
         if draft is None:

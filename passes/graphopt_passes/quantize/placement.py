@@ -19,12 +19,16 @@ import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.pipeline import Run
-from graphopt_passes.quantize.fusable import DEFAULTS, KERNELS, Kernel
+from graphopt_passes.quantize.fusable import DEFAULTS, KERNELS, SCALER, Kernel
 from graphopt_passes.quantize.known_ranges import clip_limits
 from graphopt_passes.quantize.recognize import is_quantized
 
 if TYPE_CHECKING:
     from graphopt.model import Model
+
+
+# Of scalers: beyond, the step of a grid could leave the range of float32.
+_LEAST_FACTOR = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class Part:
         weight: its constant weight, if it has one.
         bias: its constant bias, float [channels].
         axis: the weight's axis of output channels.
+        factor: what a scaler multiplies its input with.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -44,6 +49,7 @@ class Part:
     weight: ir.Value | None = None
     bias: ir.Value | None = None
     axis: int = 0
+    factor: float = 1.0
 
     @property
     def node(self) -> ir.Node:
@@ -58,6 +64,8 @@ class Part:
     @cached_property
     def inputs(self) -> tuple[ir.Value, ...]:
         """The activations and constants that it reads as integers, besides weight and bias."""
+        if self.kernel.role == "scaler":
+            return tuple(v for v in self.node.inputs if v is not None and g.constant(v) is None)
         count = self.kernel.operands or len(self.node.inputs)
         found = [value for value in self.node.inputs[:count] if value is not None]
         return tuple(value for value in found if value is not self.weight)
@@ -102,10 +110,11 @@ class Placement:
 
     def _parts(self, graph: ir.Graph, opset: int) -> Iterator[Part]:
         for node in graph:
-            kernel = self._kernels.get(node.op_type) if node.domain in g.DEFAULT_DOMAINS else None
+            factor = self._factor(node)
+            kernel = self._kernel(node) if factor is None else SCALER
             if kernel is None or node in self._taken:
                 continue
-            part = Part((node,), kernel)
+            part = Part((node,), kernel, factor=factor or 1.0)
             reason = self._unfit(node, kernel, opset)
             if reason is None and kernel.role == "layer":
                 part, reason = self._layer(node, kernel)
@@ -117,6 +126,23 @@ class Placement:
             part = self._with_tail(part)
             self._taken.update(part.nodes)
             yield part
+
+    def _kernel(self, node: ir.Node) -> Kernel | None:
+        return self._kernels.get(node.op_type) if node.domain in g.DEFAULT_DOMAINS else None
+
+    def _factor(self, node: ir.Node) -> float | None:
+        """What a node multiplies all numbers with, if that only changes the step of their grid."""
+        if "Mul" not in self._kernels or not g.is_op(node, "Mul", "Div"):
+            return None
+        if g.is_op(_only_reader(node), *self._kernels["Mul"].tail):
+            return None  # a kernel takes these in
+        constant = g.array(node.inputs[1], 1)
+        if constant is None and node.op_type == "Mul":
+            constant = g.array(node.inputs[0], 1)
+        if constant is None or constant.ndim or constant.dtype != np.float32:
+            return None
+        factor = float(constant) if node.op_type == "Mul" else 1 / float(constant) if constant else 0.0
+        return factor if _LEAST_FACTOR < factor < 1 / _LEAST_FACTOR else None
 
     def _unfit(self, node: ir.Node, kernel: Kernel, opset: int) -> str | None:
         """Why a node has no integer kernel although its operator has."""
@@ -145,6 +171,8 @@ class Placement:
                 return f"it captures '{value.name}' from an outer graph"
         if part.kernel.role != "layer" and all(g.constant(value) is not None for value in part.inputs):
             return "it reads constants only"
+        if part.kernel.role == "scaler" and part.outputs[0].is_graph_output():
+            return "it makes an output of the model"
         return None
 
     # Layers.
@@ -218,13 +246,13 @@ class Placement:
     def _chosen(self, chosen: Collection[str]) -> list[Part]:
         return [part for name, part in self.parts.items() if name in chosen]
 
-    def grid_owner(self, value: ir.Value, chosen: Collection[str]) -> ir.Value:
-        """The value whose grid a value shares: what its numbers were moved from."""
-        part = self.makers.get(value)
-        while part is not None and part.name in chosen and part.kernel.role == "mover":
-            value = part.inputs[0]
+    def origin(self, value: ir.Value, chosen: Collection[str]) -> tuple[ir.Value, float]:
+        """The value whose integers a value shares, moved or scaled, and the factor of its step."""
+        part, factor = self.makers.get(value), 1.0
+        while part is not None and part.name in chosen and part.kernel.role in ("mover", "scaler"):
+            value, factor = part.inputs[0], factor * part.factor
             part = self.makers.get(value)
-        return value
+        return value, factor
 
 
 def consistent(placement: Placement, chosen: Collection[str]) -> frozenset[str]:
