@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from graphopt.runtime.watching import Collected, Tap
 
 _LONGEST_MESSAGE = 400
+# What C++, Python and the C library say last of a process that gets no more memory.
+_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "cannot allocate memory")
 
 
 @dataclass
@@ -260,7 +262,7 @@ class Worker:
         code = self._child.wait()
         self._stderr.seek(0)
         last = _line(self._stderr.read()[-4000:].decode(errors="replace"))
-        if "bad_alloc" in last or "MemoryError" in last:
+        if any(sign in last for sign in _OUT_OF_MEMORY):
             return self._out_of_memory(last)
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         return WorkerError(f"ONNX Runtime ended its process ({cause}){': ' + last if last else ''}", "died")
