@@ -53,13 +53,13 @@ class Score:
         outputs: each output on its own.
         worst_sample: index of the sample with the lowest SQNR in one of its outputs, then ``worst_db``.
         worst_db: that SQNR; None if no output is floating.
-        typical_db: mean over samples of the SQNR of each; None if no output is floating.
         metric: what the user judges by, higher is better; None if nothing was given to judge by.
         metric_name: its name, such as ``top-1 accuracy (%)``.
         metric_error: standard error of the difference to the original's metric; None if it is not known.
         rows: how many labels the metric is a mean over; None if it is not.
         lost: labels that the original gets right and this model does not; None if they are no classes.
         gained: labels that this model gets right and the original does not.
+        typical_db: mean over samples of the SQNR of each; None if no output is floating.
     """
 
     samples: int
@@ -68,13 +68,13 @@ class Score:
     outputs: tuple[OutputScore, ...]
     worst_sample: int | None = None
     worst_db: float | None = None
-    typical_db: float | None = None
     metric: float | None = None
     metric_name: str = ""
     metric_error: float | None = None
     rows: int | None = None
     lost: int | None = None
     gained: int | None = None
+    typical_db: float | None = None
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Tally:
             outputs,
             worst,
             None if ratio is None else _decibels(ratio),
-            self._typical / self._typical_of if self._typical_of else None,
+            typical_db=self._typical / self._typical_of if self._typical_of else None,
         )
 
 
