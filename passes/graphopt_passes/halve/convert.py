@@ -1,0 +1,212 @@
+"""Make a model half: the types of values, what states them, weights, and the Casts between half and float.
+
+Each value has one type; whoever needs the other reads one Cast of it, which stands right behind the value.
+Weights are converted rather than cast, and stored twice only if both types of them are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from graphopt import graph as g
+from graphopt.legacy import to_ir4
+from graphopt.pipeline import Run
+from graphopt_passes.halve.opset import raise_for
+from graphopt_passes.halve.partition import Partition
+from graphopt_passes.halve.signatures import HALVES
+from graphopt_passes.halve.stated import is_stated, state
+from graphopt_passes.halve.units import Slot, Units
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+
+RULE = "halve"
+
+
+@dataclass(frozen=True)
+class Halved:
+    """What was done.
+
+    Attributes:
+        nodes: first outputs of the nodes that compute in half.
+        able: first outputs of the nodes that could.
+        casts: how many Casts were inserted.
+    """
+
+    nodes: frozenset[str]
+    able: frozenset[str]
+    casts: int
+
+
+def halve(  # noqa: PLR0913 - what stays as it is, is given by keyword
+    model: Model,
+    run: Run,
+    half: str,
+    kept: Collection[str] = (),
+    *,
+    keep_io: bool = True,
+    sizes: Mapping[str, float] | None = None,
+) -> Halved:
+    """Make a model half in place, as far as operators, kernels and ``kept`` allow.
+
+    Args:
+        model: keeps the names of all its values; its opset is raised where only that lets what multiplies
+            with weights be bfloat16.
+        run: makes constants, and takes a note if the opset was raised.
+        half: ``float16`` or ``bfloat16``.
+        kept: first outputs of nodes that stay float.
+        keep_io: leave the types of inputs and outputs; else its float tensors become half too.
+        sizes: elements of values by name, to place Casts where they cost least; by default from the shapes.
+
+    Raises:
+        SystemRefusedError: the disk of the temporary folder, where new weights lie, is full.
+    """
+    to_ir4(model)
+    raise_for(model, run, half)
+    kept = {*kept, *(g.output_name(node) for node in g.nodes(model.ir) if run.keeps(node))}
+    units = Units.of(model.ir, half, keep_io=keep_io)
+    chosen = Partition(units, kept, run.shapes(model), sizes or {}).halves()
+    writer = _Writer(model, run, HALVES[half], units, chosen)
+    writer.write()
+    names = {unit: g.output_name(node) for unit, node in units.nodes.items()}
+    halved = frozenset(name for unit, name in names.items() if unit in chosen)
+    return Halved(halved, frozenset(names.values()), writer.casts)
+
+
+@dataclass
+class _Writer:
+    model: Model
+    run: Run
+    dtype: ir.DataType
+    units: Units
+    chosen: frozenset[str]
+    casts: int = field(default=0)
+
+    def write(self) -> None:
+        for value, slots in list(self.units.slots.items()):
+            wanting = [slot for slot in slots if self.units.readers.get(slot) in self.chosen]
+            others = [slot for slot in slots if slot not in wanting]
+            if g.constant(value) is not None:
+                self._constant(value, wanting, others)
+            elif self.units.makers.get(value) in self.chosen:
+                self._retype(value)
+                self._cast(value, others, ir.DataType.FLOAT)
+            else:
+                self._cast(value, wanting, self.dtype)
+        nodes = [node for unit, node in self.units.nodes.items() if unit in self.chosen]
+        for node in nodes:
+            if is_stated(node) and node.outputs[0] in self.units.makers:
+                state(node, self.dtype)
+        for node in nodes:
+            self._drop_idle(node)
+        self.run.journal.admit(RULE, "the model")
+
+    def _retype(self, value: ir.Value) -> None:
+        value.type = _typed(value.type, self.dtype)
+        if value.is_graph_input() and value.const_value is not None:
+            value.const_value = self._converted(value.const_value, value.name or "")
+
+    # Weights.
+
+    def _constant(self, value: ir.Value, wanting: Sequence[Slot], others: Sequence[Slot]) -> None:
+        tensor = g.constant(value)
+        if not wanting or tensor is None:
+            return
+        if others:
+            new = self._second(value, tensor)
+            for slot in wanting:
+                slot.read(new)
+            return
+        converted, producer = self._converted(tensor, value.name or ""), value.producer()
+        value.type = ir.TensorType(self.dtype)
+        if producer is None:
+            value.const_value = converted
+        else:
+            producer.attributes.clear()
+            producer.attributes["value"] = ir.AttrTensor("value", converted)
+
+    def _second(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+        """The half form of a constant that is read as float too, visible wherever that one is."""
+        name = self._fresh(value)
+        converted, producer = self._converted(tensor, name), value.producer()
+        kind, shape = ir.TensorType(self.dtype), ir.Shape(tensor.shape.numpy())
+        if producer is None:
+            assert value.graph is not None
+            new = ir.Value(name=name, type=kind, shape=shape, const_value=converted)
+            value.graph.register_initializer(new)
+            return new
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", converted)], name=name)
+        assert producer.graph is not None
+        producer.graph.insert_after(producer, [node])
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, kind, shape
+        return node.outputs[0]
+
+    def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+        data = tensor.numpy().astype(self.dtype.numpy())
+        return self.run.spill.keep(ir.Tensor(data, name=name, doc_string=tensor.doc_string))
+
+    # Casts.
+
+    def _cast(self, value: ir.Value, slots: Sequence[Slot], dtype: ir.DataType) -> None:
+        """Let these places read a Cast of the value."""
+        if not slots:
+            return
+        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))])
+        node.name = node.outputs[0].name = self._fresh(value)
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
+        self._insert_behind(value, node)
+        self.casts += 1
+        for slot in slots:
+            slot.read(node.outputs[0])
+        if any(slot.owner is self.model.ir.graph for slot in slots):
+            self._swap_names(value, node.outputs[0])
+
+    @staticmethod
+    def _insert_behind(value: ir.Value, node: ir.Node) -> None:
+        producer = value.producer()
+        graph = value.graph if producer is None else producer.graph
+        assert graph is not None
+        if producer is not None:
+            graph.insert_after(producer, [node])
+        elif len(graph):
+            graph.insert_before(graph[0], [node])
+        else:
+            graph.append(node)
+
+    def _swap_names(self, value: ir.Value, output: ir.Value) -> None:
+        """The model's output keeps its name and all that is said of it; an input keeps its own, too."""
+        if value.is_graph_input():
+            return
+        name, fresh = value.name, output.name
+        value.name, output.name = None, name
+        value.name = fresh
+        output.doc_string, value.doc_string = value.doc_string, None
+        output.metadata_props.update(value.metadata_props)
+        value.metadata_props.clear()
+
+    def _drop_idle(self, node: ir.Node) -> None:
+        """Remove a Cast of the model's own that has nothing to do any more."""
+        if not g.is_op(node, "Cast") or node.graph is None or node.inputs[0] is None:
+            return
+        value, result = node.inputs[0], node.outputs[0]
+        if value.dtype is not self.dtype or result.dtype is not self.dtype or g.can_replace(result, value):
+            return
+        g.replace(result, value)
+        g.remove(node)
+
+    def _fresh(self, value: ir.Value) -> str:
+        return self.run.names(self.model).fresh(f"{value.name}_{self.dtype.name.lower()}")
+
+
+def _typed(kind: ir.TypeProtocol | None, dtype: ir.DataType) -> ir.TypeProtocol:
+    """A type with another element type; a tensor's if there is none."""
+    if isinstance(kind, ir.SequenceType):
+        return ir.SequenceType(_typed(kind.elem_type, dtype), denotation=kind.denotation)
+    if isinstance(kind, ir.OptionalType):
+        return ir.OptionalType(_typed(kind.elem_type, dtype), denotation=kind.denotation)
+    denotation = kind.denotation if isinstance(kind, ir.TensorType) else None
+    return ir.TensorType(dtype, denotation=denotation)
