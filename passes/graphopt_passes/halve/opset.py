@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.pipeline import Run
 from graphopt_passes.exact.raise_opset import raised
-from graphopt_passes.halve.signatures import signature
+from graphopt_passes.halve.signatures import may_be
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -26,24 +26,27 @@ def raise_for(model: Model, run: Run, half: str) -> None:
         return
     for version in sorted(set(_gains(model.ir, half)), reverse=True):
         if raised(model, run, version) is None:
+            _drop_false_claims(model, run)
             return
 
 
+def _drop_false_claims(model: Model, run: Run) -> None:
+    """Forget stated shapes of inner values whose rank is another: newer opsets infer more, and refuse them."""
+    shapes = run.shapes(model)
+    for node in g.nodes(model.ir):
+        for value in node.outputs:
+            proved = shapes.rank(value)
+            false = value.shape is not None and proved is not None and len(value.shape) != proved
+            if false and not value.is_graph_output():
+                value.shape = None
+
+
 def _gains(model: ir.Model, half: str) -> Iterator[int]:
-    """The opsets above the model's at which an operator of it may be half for the first time."""
+    """The opsets above the model's at which an operator of it, or Cast, may be half for the first time."""
     newest = onnx.defs.onnx_opset_version()
-    for node in g.nodes(model):
-        if node.domain not in g.DEFAULT_DOMAINS:
-            continue
-        assert isinstance(node.graph, ir.Graph)
-        now = g.opset(model, node.graph)
-        if _may_be(node.op_type, now, half):
-            continue
-        yield from [v for v in range(now + 1, newest + 1) if _may_be(node.op_type, v, half)][:1]
-
-
-def _may_be(op_type: str, version: int, half: str) -> bool:
-    found = signature(op_type, version, "")
-    return found is not None and any(
-        f"tensor({half})" in port.types for port in (*found.inputs, *found.outputs)
-    )
+    for graph in g.graphs(model):
+        now = g.opset(model, graph)
+        standard = {node.op_type for node in graph if node.domain in g.DEFAULT_DOMAINS}
+        for op_type in standard | {"Cast"}:
+            if not may_be(op_type, now, half):
+                yield from [v for v in range(now + 1, newest + 1) if may_be(op_type, v, half)][:1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import onnx_ir as ir
+from onnx.defs import OpSchema
 
 from graphopt import graph as g
 from graphopt.shapes.schema import schema
@@ -18,9 +19,23 @@ from graphopt_passes.halve.contrib import DOMAIN, FORMS, NO_BFLOAT16
 FLOAT = "float"
 TENSOR = f"tensor({FLOAT})"
 HALVES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+_HALF_TYPES = {f"tensor({half})" for half in HALVES}
 
 # Inputs that schemas allow to be half, and that kernels of ONNX Runtime read as float whatever they are.
 _READ_AS_FLOAT = {"Resize": (1, 2)}
+# Operators without a kernel for halves that a Cast could replace, found by trying all of onnx's own tests;
+# quantization, which has its own types; and bits taken for another type.
+_FLOAT_ONLY = frozenset(
+    {
+        "BitCast",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "EyeLike",
+        "MeanVarianceNormalization",
+        "MelWeightMatrix",
+        "QuantizeLinear",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +71,19 @@ def signature(op_type: str, version: int, domain: str) -> Signature | None:
     """The ports of an operator at an opset; ``None`` if nothing describes it, as custom operators."""
     if domain == DOMAIN and op_type in FORMS:
         return _contrib(op_type)
-    found = schema(op_type, version, domain)
+    found = None if domain else schema(op_type, version, domain)
     if found is None:
         return None
-    floats = _READ_AS_FLOAT.get(op_type, ()) if not domain else ()
-    inputs = [_port(port.type_str, port.types, index in floats) for index, port in enumerate(found.inputs)]
-    return Signature(tuple(inputs), tuple(_port(port.type_str, port.types) for port in found.outputs))
+    only, floats = op_type in _FLOAT_ONLY, _READ_AS_FLOAT.get(op_type, ())
+    inputs = [_port(port, only or index in floats) for index, port in enumerate(found.inputs)]
+    return Signature(tuple(inputs), tuple(_port(port, only) for port in found.outputs))
+
+
+def may_be(op_type: str, version: int, half: str) -> bool:
+    """Whether a standard operator of an opset has an input or output that may be half."""
+    found = signature(op_type, version, "")
+    ports = () if found is None else (*found.inputs, *found.outputs)
+    return any(f"tensor({half})" in port.types for port in ports)
 
 
 def signature_of(node: ir.Node, model: ir.Model) -> Signature | None:
@@ -77,8 +99,10 @@ def _graph(node: ir.Node) -> ir.Graph:
     return node.graph
 
 
-def _port(variable: str, types: Sequence[str] | set[str], is_float: bool = False) -> Port:
-    return Port(variable, frozenset({f"tensor({FLOAT})"} if is_float else types))
+def _port(found: OpSchema.FormalParameter, only_float: bool) -> Port:
+    return Port(
+        found.type_str, frozenset(found.types) - _HALF_TYPES if only_float else frozenset(found.types)
+    )
 
 
 def _contrib(op_type: str) -> Signature:

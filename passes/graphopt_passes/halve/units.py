@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt import graph as g
-from graphopt_passes.halve.signatures import TENSOR, Port, halved, is_float, signature_of
+from graphopt_passes.halve.signatures import TENSOR, Port, halved, is_float, may_be, signature_of
 from graphopt_passes.halve.stated import is_stated
 from graphopt_passes.halve.types import Types, is_derived, scan_offset
 
@@ -72,7 +72,7 @@ class Units:
             if graph not in skipped:
                 found._graph(graph)
         found._functions(skipped)
-        if not keep_io:
+        if not keep_io and model.graph not in skipped:
             found._interface()
         found._slots()
         return found
@@ -80,7 +80,7 @@ class Units:
     def together(self) -> Iterator[Collection[str]]:
         """Units that must agree: a sequence or an optional cannot be cast."""
         for value, slots in self.slots.items():
-            if not self.types.of(value).startswith("tensor"):
+            if value in self.makers and not self.types.of(value).startswith("tensor"):
                 yield [self.makers[value], *(self.readers[slot] for slot in slots)]
 
     def _slots(self) -> None:
@@ -185,9 +185,11 @@ class Units:
             self._junction(node, [Slot(node, offset + index)], [body.inputs[index]])
 
     def _without_casts(self) -> set[ir.Graph]:
-        """The graphs of functions that do not import the domain of Cast."""
-        functions = [one for one in self.model.functions.values() if "" not in one.opset_imports]
-        return {graph for one in functions for graph in (one.graph, *one.subgraphs())}
+        """The graphs whose opset has no Cast to half; functions may not even import its domain."""
+        bodies = [self.model.graph, *(function.graph for function in self.model.functions.values())]
+        versions = {body: body.opset_imports.get("") for body in bodies}
+        without = [body for body, v in versions.items() if v is None or not may_be("Cast", v, self.half)]
+        return {graph for body in without for graph in (body, *body.subgraphs())}
 
     def _functions(self, skipped: Collection[ir.Graph]) -> None:
         calls: dict[ir.Function, list[ir.Node]] = {}
