@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.legacy import to_ir4
 from graphopt.pipeline import Run
+from graphopt_passes.halve.limits import limits
 from graphopt_passes.halve.opset import raise_for
 from graphopt_passes.halve.partition import Partition
 from graphopt_passes.halve.signatures import HALVES
@@ -50,17 +52,19 @@ def halve(  # noqa: PLR0913 - what stays as it is, is given by keyword
     *,
     keep_io: bool = True,
     sizes: Mapping[str, float] | None = None,
+    emulate: bool = False,
 ) -> Halved:
     """Make a model half in place, as far as operators, kernels and ``kept`` allow.
 
     Args:
-        model: keeps the names of all its values; its opset is raised where only that lets what multiplies
-            with weights be bfloat16.
+        model: keeps the names of its inputs, outputs and nodes; its opset is raised where only that lets
+            operators be bfloat16.
         run: makes constants, and takes a note if the opset was raised.
         half: ``float16`` or ``bfloat16``.
         kept: first outputs of nodes that stay float.
         keep_io: leave the types of inputs and outputs; else its float tensors become half too.
         sizes: elements of values by name, to place Casts where they cost least; by default from the shapes.
+        emulate: leave all types as they are, and round to half what would be half, see ``emulate``.
 
     Raises:
         SystemRefusedError: the disk of the temporary folder, where new weights lie, is full.
@@ -70,7 +74,7 @@ def halve(  # noqa: PLR0913 - what stays as it is, is given by keyword
     kept = {*kept, *(g.output_name(node) for node in g.nodes(model.ir) if run.keeps(node))}
     units = Units.of(model.ir, half, keep_io=keep_io)
     chosen = Partition(units, kept, run.shapes(model), sizes or {}).halves()
-    writer = _Writer(model, run, HALVES[half], units, chosen)
+    writer = (Rounder if emulate else Writer)(model, run, HALVES[half], units, chosen)
     writer.write()
     names = {unit: g.output_name(node) for unit, node in units.nodes.items()}
     halved = frozenset(name for unit, name in names.items() if unit in chosen)
@@ -78,7 +82,9 @@ def halve(  # noqa: PLR0913 - what stays as it is, is given by keyword
 
 
 @dataclass
-class _Writer:
+class Writer:
+    """Writes down which units are half."""
+
     model: Model
     run: Run
     dtype: ir.DataType
@@ -87,23 +93,30 @@ class _Writer:
     casts: int = field(default=0)
 
     def write(self) -> None:
+        """Change the model."""
         for value, slots in list(self.units.slots.items()):
             wanting = [slot for slot in slots if self.units.readers.get(slot) in self.chosen]
             others = [slot for slot in slots if slot not in wanting]
             if g.constant(value) is not None:
                 self._constant(value, wanting, others)
             elif self.units.makers.get(value) in self.chosen:
-                self._retype(value)
-                self._cast(value, others, ir.DataType.FLOAT)
+                self._made_half(value, wanting, others)
             else:
                 self._cast(value, wanting, self.dtype)
         nodes = [node for unit, node in self.units.nodes.items() if unit in self.chosen]
+        self._finish(nodes)
+        self.run.journal.admit(RULE, "the model")
+
+    def _made_half(self, value: ir.Value, wanting: Sequence[Slot], others: Sequence[Slot]) -> None:
+        self._retype(value)
+        self._cast(value, others, ir.DataType.FLOAT)
+
+    def _finish(self, nodes: Sequence[ir.Node]) -> None:
         for node in nodes:
             if is_stated(node) and node.outputs[0] in self.units.makers:
                 state(node, self.dtype)
         for node in nodes:
             self._drop_idle(node)
-        self.run.journal.admit(RULE, "the model")
 
     def _retype(self, value: ir.Value) -> None:
         value.type = _typed(value.type, self.dtype)
@@ -122,7 +135,7 @@ class _Writer:
                 slot.read(new)
             return
         converted, producer = self._converted(tensor, value.name or ""), value.producer()
-        value.type = ir.TensorType(self.dtype)
+        value.type = ir.TensorType(converted.dtype)
         if producer is None:
             value.const_value = converted
         else:
@@ -131,9 +144,9 @@ class _Writer:
 
     def _second(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
         """The half form of a constant that is read as float too, visible wherever that one is."""
-        name = self._fresh(value)
+        name = self.run.names(self.model).fresh(f"{value.name}_{self.dtype.name.lower()}")
         converted, producer = self._converted(tensor, name), value.producer()
-        kind, shape = ir.TensorType(self.dtype), ir.Shape(tensor.shape.numpy())
+        kind, shape = ir.TensorType(converted.dtype), ir.Shape(tensor.shape.numpy())
         if producer is None:
             assert value.graph is not None
             new = ir.Value(name=name, type=kind, shape=shape, const_value=converted)
@@ -146,24 +159,32 @@ class _Writer:
         return node.outputs[0]
 
     def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-        data = tensor.numpy().astype(self.dtype.numpy())
+        with np.errstate(over="ignore"):
+            data = tensor.numpy().astype(self.dtype.numpy())
         return self.run.spill.keep(ir.Tensor(data, name=name, doc_string=tensor.doc_string))
 
     # Casts.
 
-    def _cast(self, value: ir.Value, slots: Sequence[Slot], dtype: ir.DataType) -> None:
-        """Let these places read a Cast of the value."""
+    def _cast(self, value: ir.Value, slots: Sequence[Slot], *dtypes: ir.DataType) -> None:
+        """Let these places read a Cast, or several in a row, of the value."""
         if not slots:
             return
+        behind = value
+        for dtype in dtypes:
+            behind = self._one_cast(behind, dtype)
+        for slot in slots:
+            slot.read(behind)
+        if any(slot.owner is self.model.ir.graph for slot in slots):
+            self._swap_names(value, behind)
+
+    def _one_cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))])
-        node.name = node.outputs[0].name = self._fresh(value)
+        name = self.run.names(self.model).fresh(f"{value.name}_{dtype.name.lower()}")
+        node.name = node.outputs[0].name = name
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
         self._insert_behind(value, node)
         self.casts += 1
-        for slot in slots:
-            slot.read(node.outputs[0])
-        if any(slot.owner is self.model.ir.graph for slot in slots):
-            self._swap_names(value, node.outputs[0])
+        return node.outputs[0]
 
     @staticmethod
     def _insert_behind(value: ir.Value, node: ir.Node) -> None:
@@ -198,8 +219,28 @@ class _Writer:
         g.replace(result, value)
         g.remove(node)
 
-    def _fresh(self, value: ir.Value) -> str:
-        return self.run.names(self.model).fresh(f"{value.name}_{self.dtype.name.lower()}")
+
+class Rounder(Writer):
+    """Leaves a float model, in which what would be half is rounded to half by two Casts.
+
+    ONNX Runtime has no kernels for most halves on CPUs, and computes in float between Casts of its own; but
+    where these meet it drops them, so that a half model is not rounded between its nodes there. Nor does it
+    run bfloat16. Casts that the model itself holds are kept.
+    """
+
+    def _made_half(self, value: ir.Value, wanting: Sequence[Slot], others: Sequence[Slot]) -> None:
+        if isinstance(value.type, ir.TensorType | None):  # items of sequences are rounded already
+            self._cast(value, [*wanting, *others], self.dtype, ir.DataType.FLOAT)
+
+    def _cast(self, value: ir.Value, slots: Sequence[Slot], *dtypes: ir.DataType) -> None:
+        super()._cast(value, slots, self.dtype, ir.DataType.FLOAT)
+
+    def _finish(self, nodes: Sequence[ir.Node]) -> None:
+        """Everything stays of the type that it had."""
+
+    def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+        rounded = limits(self.dtype.name.lower()).rounded(tensor.numpy())
+        return self.run.spill.keep(ir.Tensor(rounded, name=name))
 
 
 def _typed(kind: ir.TypeProtocol | None, dtype: ir.DataType) -> ir.TypeProtocol:

@@ -188,7 +188,7 @@ class Units:
         """The graphs whose opset has no Cast to half; functions may not even import its domain."""
         bodies = [self.model.graph, *(function.graph for function in self.model.functions.values())]
         versions = {body: body.opset_imports.get("") for body in bodies}
-        without = [body for body, v in versions.items() if v is None or not may_be("Cast", v, self.half)]
+        without = [body for body, v in versions.items() if not _casts(v, self.half)]
         return {graph for body in without for graph in (body, *body.subgraphs())}
 
     def _functions(self, skipped: Collection[ir.Graph]) -> None:
@@ -224,3 +224,8 @@ class Units:
         for index, value in enumerate(graph.outputs):
             if self.types.of(value) == TENSOR:
                 self.readers[Slot(graph, index)] = INTERFACE
+
+
+def _casts(version: int | None, half: str) -> bool:
+    """Whether an opset has a Cast to half; before 6 its attribute was a text."""
+    return version is not None and version >= 6 and may_be("Cast", version, half)
