@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.legacy import to_ir4
 from graphopt.pipeline import Run
-from graphopt_passes.halve.limits import limits
 from graphopt_passes.halve.opset import raise_for
 from graphopt_passes.halve.partition import Partition
 from graphopt_passes.halve.signatures import HALVES
 from graphopt_passes.halve.stated import is_stated, state
 from graphopt_passes.halve.units import Slot, Units
+from graphopt_passes.halve.weights import Weights
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -53,6 +52,7 @@ def halve(  # noqa: PLR0913 - what stays as it is, is given by keyword
     keep_io: bool = True,
     sizes: Mapping[str, float] | None = None,
     emulate: bool = False,
+    weights: Weights | None = None,
 ) -> Halved:
     """Make a model half in place, as far as operators, kernels and ``kept`` allow.
 
@@ -64,7 +64,8 @@ def halve(  # noqa: PLR0913 - what stays as it is, is given by keyword
         kept: first outputs of nodes that stay float.
         keep_io: leave the types of inputs and outputs; else its float tensors become half too.
         sizes: elements of values by name, to place Casts where they cost least; by default from the shapes.
-        emulate: leave all types as they are, and round to half what would be half, see ``emulate``.
+        emulate: leave all types as they are, and round to half what would be half, see :class:`Rounder`.
+        weights: converted before, for a clone of this model.
 
     Raises:
         SystemRefusedError: the disk of the temporary folder, where new weights lie, is full.
@@ -74,9 +75,10 @@ def halve(  # noqa: PLR0913 - what stays as it is, is given by keyword
     kept = {*kept, *(g.output_name(node) for node in g.nodes(model.ir) if run.keeps(node))}
     units = Units.of(model.ir, half, keep_io=keep_io)
     chosen = Partition(units, kept, run.shapes(model), sizes or {}).halves()
-    writer = (Rounder if emulate else Writer)(model, run, HALVES[half], units, chosen)
+    names = {unit: g.output_name(node) for unit, node in units.nodes.items()}  # some change below
+    kind = Rounder if emulate else Writer
+    writer = kind(model, run, HALVES[half], units, chosen, weights or Weights(half, run.spill))
     writer.write()
-    names = {unit: g.output_name(node) for unit, node in units.nodes.items()}
     halved = frozenset(name for unit, name in names.items() if unit in chosen)
     return Halved(halved, frozenset(names.values()), writer.casts)
 
@@ -90,7 +92,9 @@ class Writer:
     dtype: ir.DataType
     units: Units
     chosen: frozenset[str]
+    weights: Weights
     casts: int = field(default=0)
+    emulate: ClassVar[bool] = False
 
     def write(self) -> None:
         """Change the model."""
@@ -159,9 +163,7 @@ class Writer:
         return node.outputs[0]
 
     def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-        with np.errstate(over="ignore"):
-            data = tensor.numpy().astype(self.dtype.numpy())
-        return self.run.spill.keep(ir.Tensor(data, name=name, doc_string=tensor.doc_string))
+        return self.weights.converted(tensor, name, emulate=self.emulate)
 
     # Casts.
 
@@ -228,6 +230,8 @@ class Rounder(Writer):
     run bfloat16. Casts that the model itself holds are kept.
     """
 
+    emulate: ClassVar[bool] = True
+
     def _made_half(self, value: ir.Value, wanting: Sequence[Slot], others: Sequence[Slot]) -> None:
         if isinstance(value.type, ir.TensorType | None):  # items of sequences are rounded already
             self._cast(value, [*wanting, *others], self.dtype, ir.DataType.FLOAT)
@@ -237,10 +241,6 @@ class Rounder(Writer):
 
     def _finish(self, nodes: Sequence[ir.Node]) -> None:
         """Everything stays of the type that it had."""
-
-    def _converted(self, tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-        rounded = limits(self.dtype.name.lower()).rounded(tensor.numpy())
-        return self.run.spill.keep(ir.Tensor(rounded, name=name))
 
 
 def _typed(kind: ir.TypeProtocol | None, dtype: ir.DataType) -> ir.TypeProtocol:

@@ -105,13 +105,20 @@ def around(value: ir.Value) -> Iterator[ir.Node]:
     yield from (use.node for use in value.uses())
 
 
+def beyond(value: ir.Value, half: str, statistics: Statistics) -> str:
+    """Why a value does not fit into a half type; empty if it does, or was not seen."""
+    reach, largest = _reach(statistics.get(value.name or "", Extent())), limits(half).largest
+    return (
+        f"'{value.name}' reaches {reach:.3g}; {half} ends at {largest:.5g}"
+        if reach * HEADROOM > largest
+        else ""
+    )
+
+
 def _overflow(seen: _Seen) -> Reasons:
     """|x| ≤ largest / 2: what goes beyond becomes infinite, and NaN a step later."""
     for value in seen.floats():
-        found: Extremes | None = seen.statistics.get(value.name or "", Extent())
-        reach = _reach(found)
-        if reach * HEADROOM > seen.limits.largest:
-            told = f"'{value.name}' reaches {reach:.3g}; {seen.limits.name} ends at {seen.limits.largest:.5g}"
+        if told := beyond(value, seen.limits.name, seen.statistics):
             yield from ((node, told) for node in around(value))
 
 
