@@ -29,7 +29,10 @@ def facts(report: Report) -> Iterator[Fact]:
         lowered = sum(map(_is_lowered, report.layers))
         share = report.accuracy.int8_macs if report.accuracy is not None else None
         told = f"{lowered:,} of {units.plural(len(report.layers), 'layer')}"
-        yield (report.precision or "int8").removesuffix("-dynamic"), told + ("" if share is None else f", {share:.0%} of the MACs")
+        yield (
+            (report.precision or "int8").removesuffix("-dynamic"),
+            told + ("" if share is None else f", {share:.0%} of the MACs"),
+        )
 
 
 def cases(report: Report) -> Iterator[tuple[str, list[Case]]]:
