@@ -17,7 +17,7 @@ from graphopt.legacy import to_ir4
 from graphopt.pipeline import Run
 from graphopt_passes.halve.opset import raise_for
 from graphopt_passes.halve.partition import Partition
-from graphopt_passes.halve.signatures import HALVES
+from graphopt_passes.halve.signatures import HALVES, TENSOR
 from graphopt_passes.halve.stated import is_stated, state
 from graphopt_passes.halve.units import Slot, Units
 from graphopt_passes.halve.weights import Weights
@@ -123,7 +123,8 @@ class Writer:
             self._drop_idle(node)
 
     def _retype(self, value: ir.Value) -> None:
-        value.type = _typed(value.type, self.dtype)
+        if value.type is not None or self.units.types.of(value) == TENSOR:
+            value.type = _typed(value.type, self.dtype)
         if value.is_graph_input() and value.const_value is not None:
             value.const_value = self._converted(value.const_value, value.name or "")
 
@@ -178,12 +179,16 @@ class Writer:
             slot.read(behind)
         if any(slot.owner is self.model.ir.graph for slot in slots):
             self._swap_names(value, behind)
+        elif any(isinstance(slot.owner, ir.Graph) for slot in slots) and value.producer() is not None:
+            value.shape = None  # what a body states of its outputs need not be true, of inner values it must
 
     def _one_cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))])
         name = self.run.names(self.model).fresh(f"{value.name}_{dtype.name.lower()}")
         node.name = node.outputs[0].name = name
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
+        node.outputs[0].type = ir.TensorType(
+            dtype
+        )  # no shape, which might be wrong
         self._insert_behind(value, node)
         self.casts += 1
         return node.outputs[0]
@@ -206,7 +211,7 @@ class Writer:
             return
         name, fresh = value.name, output.name
         value.name, output.name = None, name
-        value.name = fresh
+        value.name, output.shape = fresh, value.shape
         output.doc_string, value.doc_string = value.doc_string, None
         output.metadata_props.update(value.metadata_props)
         value.metadata_props.clear()

@@ -30,6 +30,7 @@ from graphopt_passes.quantize.draft import macs_share
 from graphopt_passes.quantize.sensitivity import decibels
 
 _STORE = "--store {} halves the file, and leaves the latency as it is"
+_NOTHING = 1e-11  # noise power of a node that was not rounded at all
 _BLAMED = 32  # nodes of which the noise is measured one by one
 
 
@@ -145,8 +146,10 @@ class _Search:
             told = f"costs accuracy: {decibels(noise):.1f} dB if it and its neighbours alone are {self.half}"
             self.reasons.update(dict.fromkeys(kept.intersection(part), told))
         for done, name in enumerate(sorted(kept)[:_BLAMED]):
-            noise = self.noises[name] = self._alone((name,), done, min(len(kept), _BLAMED))
-            self.reasons[name] = f"costs accuracy: {decibels(noise):.1f} dB if it alone is {self.half}"
+            noise = self._alone((name,), done, min(len(kept), _BLAMED))
+            if noise > _NOTHING:  # else it is float, too, where all others are
+                self.noises[name] = noise
+                self.reasons[name] = f"costs accuracy: {decibels(noise):.1f} dB if it alone is {self.half}"
 
     # The end.
 

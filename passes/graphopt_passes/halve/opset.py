@@ -9,7 +9,9 @@ import onnx
 import onnx_ir as ir
 
 from graphopt import graph as g
+from graphopt.errors import WorkerError
 from graphopt.pipeline import Run
+from graphopt.target import REFERENCE
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.halve.signatures import may_be
 
@@ -20,14 +22,34 @@ if TYPE_CHECKING:
 def raise_for(model: Model, run: Run, half: str) -> None:
     """Raise the opset in place if operators of the model may be bfloat16 only then, as far as it can be.
 
-    float16 is as old as ONNX; few operators gain it, and none that takes long, so nothing is raised for it.
+    ONNX Runtime has no kernels for some operators of the newest opsets, such as random numbers of 22; so a
+    model that it loads must still load afterwards. float16 is as old as ONNX; few operators gain it, and none
+    that takes long, so nothing is raised for it.
     """
     if half != "bfloat16":
         return
     for version in sorted(set(_gains(model.ir, half)), reverse=True):
-        if raised(model, run, version) is None:
-            _drop_false_claims(model, run)
+        trial, inner = model.clone(), Run(run.target, run.worker, keep=run.keep)
+        if raised(trial, inner, version) is not None:
+            continue
+        _drop_false_claims(trial, inner)
+        if _loads(trial, run) or not _loads(model, run):
+            model.ir = trial.ir
+            run.forget()
+            for note in inner.journal.notes:
+                run.journal.note(note)
             return
+
+
+def _loads(model: Model, run: Run) -> bool:
+    path = run.worker.pool.write(model)
+    try:
+        with run.worker.opened(path, REFERENCE, 1):
+            return True
+    except WorkerError:
+        return False
+    finally:
+        path.unlink()
 
 
 def _drop_false_claims(model: Model, run: Run) -> None:

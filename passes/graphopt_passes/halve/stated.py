@@ -44,10 +44,8 @@ def stated(node: ir.Node, first: str) -> str:
 
 def state(node: ir.Node, dtype: ir.DataType) -> None:
     """Let the result, which is of 32-bit floats, have another type."""
-    name, default = _STATED[node.op_type]
+    name = _STATED[node.op_type][0]
     found = node.attributes.get(name)
-    if found is None and default is None:
-        return  # it follows the input
     if name != "value":
         node.attributes[name] = ir.AttrInt64(name, int(dtype))
         return
