@@ -17,7 +17,7 @@ from graphopt.legacy import to_ir4
 from graphopt.pipeline import Run
 from graphopt_passes.halve.opset import raise_for
 from graphopt_passes.halve.partition import Partition
-from graphopt_passes.halve.signatures import HALVES, TENSOR
+from graphopt_passes.halve.signatures import HALVES, TENSOR, halved
 from graphopt_passes.halve.stated import is_stated, state
 from graphopt_passes.halve.units import Slot, Units
 from graphopt_passes.halve.weights import Weights
@@ -79,8 +79,8 @@ def halve(  # noqa: PLR0913 - what stays as it is, is given by keyword
     kind = Rounder if emulate else Writer
     writer = kind(model, run, HALVES[half], units, chosen, weights or Weights(half, run.spill))
     writer.write()
-    halved = frozenset(name for unit, name in names.items() if unit in chosen)
-    return Halved(halved, frozenset(names.values()), writer.casts)
+    halves = frozenset(name for unit, name in names.items() if unit in chosen)
+    return Halved(halves, frozenset(names.values()), writer.casts)
 
 
 @dataclass
@@ -186,9 +186,7 @@ class Writer:
         node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))])
         name = self.run.names(self.model).fresh(f"{value.name}_{dtype.name.lower()}")
         node.name = node.outputs[0].name = name
-        node.outputs[0].type = ir.TensorType(
-            dtype
-        )  # no shape, which might be wrong
+        node.outputs[0].type = ir.TensorType(dtype)  # no shape, which might be wrong
         self._insert_behind(value, node)
         self.casts += 1
         return node.outputs[0]
@@ -216,12 +214,16 @@ class Writer:
         output.metadata_props.update(value.metadata_props)
         value.metadata_props.clear()
 
+    def _is_half(self, value: ir.Value) -> bool:
+        made = self.units.makers.get(value) in self.chosen
+        return made or self.units.types.of(value) == halved(TENSOR, self.units.half)
+
     def _drop_idle(self, node: ir.Node) -> None:
         """Remove a Cast of the model's own that has nothing to do any more."""
         if not g.is_op(node, "Cast") or node.graph is None or node.inputs[0] is None:
             return
         value, result = node.inputs[0], node.outputs[0]
-        if value.dtype is not self.dtype or result.dtype is not self.dtype or g.can_replace(result, value):
+        if not (self._is_half(value) and self._is_half(result)) or g.can_replace(result, value):
             return
         g.replace(result, value)
         g.remove(node)

@@ -27,6 +27,7 @@ _FLOAT_BYTES, _HALF_BYTES = 4.0, 2.0
 _CAST_BYTES = _FLOAT_BYTES + _HALF_BYTES
 _KERNEL_BYTES = 4096.0  # what starting a kernel is worth: enough to prefer fewer casts among small tensors
 _UNKNOWN_DIM = 64  # what a dynamic dim counts as
+_ITERATIONS = 8  # of a Loop or Scan
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Partition:
             if g.constant(value) is not None or not self.units.types.of(value).startswith("tensor"):
                 continue
             readers = {self.units.readers.get(slot) for slot in slots}
-            cost = _CAST_BYTES * self._elements(value) + _KERNEL_BYTES
+            cost = _CAST_BYTES * self._elements(value) + _KERNEL_BYTES * self._times(value)
             named = sorted(unit for unit in readers if unit is not None)
             yield Crossing(self.units.makers.get(value), named, cost, cost, read_as_float=None in readers)
 
@@ -88,4 +89,19 @@ class Partition:
         if (known := self.sizes.get(value.name or "")) is not None:
             return known
         dims = self.shapes.dims(value)
-        return math.prod(dim if isinstance(dim, int) else _UNKNOWN_DIM for dim in dims or ())
+        size = math.prod(dim if isinstance(dim, int) else _UNKNOWN_DIM for dim in dims or ())
+        return float(size * self._times(value))
+
+    def _times(self, value: ir.Value) -> int:
+        """How often a run makes the value, as far as that can be guessed."""
+        producer = value.producer()
+        graph, times = value.graph if producer is None else producer.graph, 1
+        while (owner := self._owners.get(graph)) is not None:
+            times *= _ITERATIONS if g.is_op(owner, "Loop", "Scan") else 1
+            graph = owner.graph
+        return times
+
+    @cached_property
+    def _owners(self) -> dict[object, ir.Node]:
+        """Graph → the node that it is a body of."""
+        return {graph: node for node in g.nodes(self.units.model) for graph in g.subgraphs(node)}
