@@ -60,13 +60,13 @@ def types(proto: onnx.ModelProto) -> dict[str, int]:
     return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def assert_near(old: Any, new: Any, rtol: float = 4e-3) -> None:
+def assert_near(old: Any, new: Any, rtol: float = 4e-3, name: str = "") -> None:
     """Equal types and shapes; floats differ by what halves round, relative to the largest."""
     assert type(new) is type(old)
     if isinstance(old, list):
         assert len(new) == len(old)
         for one, other in zip(old, new, strict=True):
-            assert_near(one, other, rtol)
+            assert_near(one, other, rtol, name)
         return
     old, new = np.asarray(old), np.asarray(new)
     assert (new.dtype, new.shape) == (old.dtype, old.shape)
@@ -75,4 +75,4 @@ def assert_near(old: Any, new: Any, rtol: float = 4e-3) -> None:
         return
     assert np.array_equal(np.isnan(old), np.isnan(new))
     scale = float(np.abs(old[np.isfinite(old)]).max(initial=0.0))
-    np.testing.assert_allclose(new, old, rtol=0, atol=rtol * scale + 1e-7)
+    np.testing.assert_allclose(new, old, rtol=0, atol=rtol * scale + 1e-7, err_msg=name)

@@ -40,6 +40,8 @@ _FLOAT_ONLY = frozenset(
         "RandomUniformLike",
     }
 )
+# Their kernels for halves only move elements.
+_FLOAT_REDUCTIONS = ("ScatterElements", "ScatterND")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def may_be(op_type: str, version: int, half: str) -> bool:
 
 def signature_of(node: ir.Node, model: ir.Model) -> Signature | None:
     """The ports of a node at the opset in force."""
-    assert node.graph is not None
+    if g.is_op(node, *_FLOAT_REDUCTIONS) and node.attributes.get("reduction") is not None:
+        return None
     if node.domain in g.DEFAULT_DOMAINS:
         return signature(node.op_type, g.opset(model, _graph(node)), "")
     return signature(node.op_type, int(model.opset_imports.get(node.domain, 1)), node.domain)
