@@ -29,6 +29,7 @@ from graphopt_passes.halve.trials import Judged, Trials
 from graphopt_passes.quantize.draft import macs_share
 from graphopt_passes.quantize.sensitivity import decibels
 
+_NO_BFLOAT16 = "ONNX Runtime has no kernels for bfloat16 on CPUs"
 _STORE = "--store {} halves the file, and leaves the latency as it is"
 _NOTHING = 1e-11  # noise power of a node that was not rounded at all
 _BLAMED = 32  # nodes of which the noise is measured one by one
@@ -60,6 +61,12 @@ class _Search:
             return Outcome(
                 None, "ONNX Runtime has no bfloat16 kernels for CPUs; --store bf16 halves the file"
             )
+        self.model = self.task.model.clone()
+        to_ir4(self.model)
+        raise_for(self.model, self.task.new_run(), self.half)
+        self._find_hazards()
+        if self.task.options.target == "cpu" and (reason := self._no_faster()):
+            return Outcome(None, _NO_BFLOAT16, notes=(_STORE.format("bf16"),))
         self.model = self.task.model.clone()
         to_ir4(self.model)
         raise_for(self.model, self.task.new_run(), self.half)
