@@ -29,8 +29,10 @@ from graphopt_passes.halve.trials import Judged, Trials
 from graphopt_passes.quantize.draft import macs_share
 from graphopt_passes.quantize.sensitivity import decibels
 
-_NO_BFLOAT16 = "ONNX Runtime has no kernels for bfloat16 on CPUs"
-_STORE = "--store {} halves the file, and leaves the latency as it is"
+_STORE = {
+    "float16": "--store fp16 halves the file, and leaves the latency as it is",
+    "bfloat16": "--store bf16 halves the file, and leaves the latency as it is",
+}
 _NOTHING = 1e-11  # noise power of a node that was not rounded at all
 _BLAMED = 32  # nodes of which the noise is measured one by one
 
@@ -57,22 +59,15 @@ class _Search:
 
     def run(self) -> Outcome:
         """The steps."""
-        if self.task.options.target == "cpu" and self.half == "bfloat16":
-            return Outcome(
-                None, "ONNX Runtime has no bfloat16 kernels for CPUs; --store bf16 halves the file"
-            )
+        on_cpu, store = self.task.options.target == "cpu", _STORE[self.half]
+        if on_cpu and self.half == "bfloat16":
+            return Outcome(None, "ONNX Runtime has no kernels for bfloat16 on CPUs", notes=(store,))
         self.model = self.task.model.clone()
         to_ir4(self.model)
         raise_for(self.model, self.task.new_run(), self.half)
         self._find_hazards()
-        if self.task.options.target == "cpu" and (reason := self._no_faster()):
-            return Outcome(None, _NO_BFLOAT16, notes=(_STORE.format("bf16"),))
-        self.model = self.task.model.clone()
-        to_ir4(self.model)
-        raise_for(self.model, self.task.new_run(), self.half)
-        self._find_hazards()
-        if self.task.options.target == "cpu" and (reason := self._no_faster()):
-            return Outcome(None, reason, notes=tuple(self.notes))
+        if on_cpu and (reason := self._no_faster()):
+            return Outcome(None, reason, notes=(*self.notes, store))
         judged = self.trials.judged(self.reasons)
         if not judged.halved.nodes:
             return self._refuse(f"no node can be {self.half}", judged)
@@ -109,7 +104,6 @@ class _Search:
     def _no_faster(self) -> str:
         """Why half is pointless on this CPU, by a measurement; empty if it is faster after all."""
         told = "on CPUs ONNX Runtime computes float16 as float, between Casts of its own"
-        self.notes.append(_STORE.format("fp16"))
         if not self.task.measured:
             return f"{told} (not measured)"
         self.task.progress("measuring float16 on this CPU")
