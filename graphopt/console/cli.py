@@ -212,11 +212,7 @@ def optimize(
     ] = None,
     convert_io: Annotated[
         bool,
-        typer.Option(
-            "--convert-io/--keep-io",
-            rich_help_panel=PRECISION,
-            help="Let float inputs and outputs be half, too, or leave them (fp16, bf16).",
-        ),
+        _flag("--convert-io/--keep-io", panel=PRECISION, help="With fp16 or bf16: inputs and outputs, too."),
     ] = False,
     evaluation: Annotated[
         str | None,
