@@ -362,7 +362,7 @@ def test_memory_does_not_grow_with_samples(chain):
 
 
 def test_shapes_that_the_file_states_of_inner_values_are_dropped() -> None:
-    """ONNX Runtime plans memory by them; ddddocr_common states a wrong rank, and failed when it was watched."""
+    """ONNX Runtime plans memory by them; ddddocr_common states a wrong rank, and could not be watched."""
     proto = parse("g (float[2,3] x) => (float[2,3] y) { a = Neg(x) y = Sin(a) }")
     proto.graph.value_info.append(helper.make_tensor_value_info("a", 1, [6]))
     model = Model.of(proto)

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import onnx
-
 from graphopt import graph as g
 from graphopt.activations import Collector, Statistics
 from graphopt.errors import WorkerError
@@ -23,7 +21,7 @@ from graphopt_passes.halve.convert import Halved
 from graphopt_passes.halve.hazards import beyond, hazards, requests, sizes
 from graphopt_passes.halve.layer_report import Findings
 from graphopt_passes.halve.masks import soften
-from graphopt_passes.halve.opset import raise_for
+from graphopt_passes.halve.opset import infers, raise_for
 from graphopt_passes.halve.search import Names, rank, regions, smallest
 from graphopt_passes.halve.trials import Judged, Trials
 from graphopt_passes.quantize.draft import macs_share
@@ -184,10 +182,8 @@ class _Search:
 
     def _wrong(self, model: Model) -> str:
         """What type inference or the runtime say against the result; empty if nothing."""
-        try:
-            onnx.shape_inference.infer_shapes(model.skeleton(), check_type=True, strict_mode=True)
-        except onnx.shape_inference.InferenceError as error:
-            return f"the result is not valid: {error}"
+        if infers(self.model) and not infers(model):
+            return "the result contradicts what onnx infers of types and shapes"
         if self.half == "bfloat16" and self.task.target.name == "cpu":
             return ""  # the runtime here could not tell
         where = self.task.target if self.task.measured else REFERENCE

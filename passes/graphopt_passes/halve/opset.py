@@ -30,15 +30,30 @@ def raise_for(model: Model, run: Run, half: str) -> None:
         return
     for version in sorted(set(_gains(model.ir, half)), reverse=True):
         trial, inner = model.clone(), Run(run.target, run.worker, keep=run.keep)
-        if raised(trial, inner, version) is not None:
-            continue
-        _drop_false_claims(trial, inner)
-        if _loads(trial, run) or not _loads(model, run):
+        if raised(trial, inner, version) is None and _is_sound(trial, inner, model):
             model.ir = trial.ir
             run.forget()
             for note in inner.journal.notes:
                 run.journal.note(note)
             return
+
+
+def _is_sound(trial: Model, run: Run, model: Model) -> bool:
+    """Whether a raised model passes strict inference and loads, as far as the model itself does."""
+    if infers(model) and not infers(trial):
+        _drop_false_claims(trial, run)
+        if not infers(trial):
+            return False
+    return _loads(trial, run) or not _loads(model, run)
+
+
+def infers(model: Model) -> bool:
+    """Whether onnx infers all types and shapes without a contradiction."""
+    try:
+        onnx.shape_inference.infer_shapes(model.skeleton(), check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    return True
 
 
 def _loads(model: Model, run: Run) -> bool:
@@ -53,15 +68,11 @@ def _loads(model: Model, run: Run) -> bool:
 
 
 def _drop_false_claims(model: Model, run: Run) -> None:
-    """Forget the stated shapes of inner values if newer operators infer others, which checkers refuse."""
-    try:
-        onnx.shape_inference.infer_shapes(model.skeleton(), check_type=True, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError:
-        values = [value for node in g.nodes(model.ir) for value in node.outputs]
-        for value in values:
-            if not value.is_graph_output():
-                value.shape = None
-        run.journal.note("stated shapes of inner values were dropped: what newer operators infer differs")
+    """Forget the stated shapes of inner values, since newer operators infer others."""
+    for value in (value for node in g.nodes(model.ir) for value in node.outputs):
+        if not value.is_graph_output():
+            value.shape = None
+    run.journal.note("stated shapes of inner values were dropped: what newer operators infer differs")
 
 
 def _gains(model: ir.Model, half: str) -> Iterator[int]:
