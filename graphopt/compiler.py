@@ -299,7 +299,10 @@ class Compiler:
         if outcome.model is None:
             return self._not_lowered(candidate, precision, outcome.reason)
         lowered = Candidate(outcome.model, candidate.journal)
-        if self.options.measure and self._runnable():
+        measured = self.options.measure and self._runnable()
+        if measured and self.options.convert_io:
+            self.report.notes.append("latency is not measured with inputs of another type than the samples'")
+        elif measured:
             self._begin("measuring")
             comparison = self._compare(self.original_path, lowered)
             if comparison.verdict == "slower":

@@ -146,9 +146,11 @@ def _constants(seen: _Seen) -> Reasons:
         if error > _WORST:
             told = f"{_spell(value, data)} is {_became(seen.limits, data)} in {seen.limits.name}"
             yield from ((reader, told) for node in readers for reader in with_readers(node))
-        elif _loses_an_element(seen.limits, data):
+            continue
+        dividing = [node for node in readers if g.is_op(node, *_DIVIDES)]
+        if dividing and _loses_an_element(seen.limits, data):
             told = f"'{value.name}' holds divisors that are lost in {seen.limits.name}"
-            yield from ((node, told) for node in readers if g.is_op(node, *_DIVIDES))
+            yield from ((node, told) for node in dividing)
 
 
 def _loses_an_element(limit: Limits, data: np.ndarray[Any, Any]) -> bool:

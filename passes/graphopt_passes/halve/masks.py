@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RULE = "soften-masks"
 _SHARE = 8
+_LARGEST = 1 << 24  # elements of a mask
 _CARRIERS = (
     "Add", "Where", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Slice", "Tile"
 )  # fmt: skip
@@ -45,7 +46,7 @@ def soften(model: Model, run: Run, half: str, statistics: Statistics) -> list[st
     least = -limits(half).largest / _SHARE
     types, told = Types(model.ir), []
     for value in [v for graph in g.graphs(model.ir) for v in g.defined(graph) if types.of(v) == TENSOR]:
-        data = g.array(value)
+        data = g.array(value, limit=_LARGEST)
         if data is None or not data.size or not _is_mask(data, limits(half).largest):
             continue
         uses = [use for use in value.uses() if _only_masks(use.node, value, statistics, types)]
