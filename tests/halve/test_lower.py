@@ -117,7 +117,7 @@ def test_the_search_returns_the_fewest_nodes_to_float_and_names_them() -> None:
     assert halves == {"f", "h", "k", "m"}
     blamed = {layer.name: layer for layer in report.layers if layer.reason.startswith("costs accuracy")}
     assert blamed.keys() == {"b", "c"}
-    assert all(layer.sqnr_db is not None and 30 < layer.sqnr_db < 50 for layer in blamed.values())
+    assert all(layer.sqnr_db is not None and layer.sqnr_db < 20 for layer in blamed.values())
 
 
 def test_nothing_is_emitted_if_no_part_keeps_the_budget() -> None:
