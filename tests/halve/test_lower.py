@@ -161,6 +161,16 @@ def test_what_was_judged_is_what_is_computed() -> None:
     assert 10 * np.log10((exact**2).sum() / ((exact - half) ** 2).sum()) > 20
 
 
+def test_drawn_samples_that_do_not_run_are_no_failure() -> None:
+    proto = kit.model(
+        "g (float[N] x) => (float[64] y) { a = Exp(x) b = Reshape(a, s) y = MatMul(b, w) }",
+        s=kit.ints(104729),
+        w=kit.normal(104729, 64),
+    )
+    result = lowered(proto)
+    assert any("drawn samples do not run; give some with --data" in note for note in result.report.notes)
+
+
 def test_kept_operators_stay_float() -> None:
     result = lowered(models.path("fashion_cnn"), data=CALIBRATION, keep=["Gemm"])
     assert {layer.op for layer in result.report.layers if layer.precision == "float32"} >= {"Gemm"}

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from graphopt import graph as g
 from graphopt.activations import Collector, Statistics
-from graphopt.errors import WorkerError
+from graphopt.errors import DataError, WorkerError
 from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import Outcome, Task, Trial
@@ -63,7 +63,12 @@ class _Search:
         self.model = self.task.model.clone()
         to_ir4(self.model)
         raise_for(self.model, self.task.new_run(), self.half)
-        self._find_hazards()
+        try:
+            self._find_hazards()
+        except DataError as error:
+            if not self.task.division.calibration.is_synthetic:
+                raise
+            return Outcome(None, f"drawn samples do not run; give some with --data, or --shape: {error}")
         if on_cpu and (reason := self._no_faster()):
             return Outcome(None, reason, notes=(*self.notes, store))
         judged = self.trials.judged(self.reasons)
