@@ -292,13 +292,17 @@ class Compiler:
     def _lower(self, candidate: Candidate, precision: str) -> Candidate:
         """The candidate in lower precision, or as it is, with the reason."""
         self._begin(f"lowering to {precision}")
+        self.report.precision = precision
         outcome, self.report.accuracy = self._lowerer.lower(candidate.model, precision)
         self.report.layers = list(outcome.layers)
         self.report.notes += outcome.notes
         if outcome.model is None:
             return self._not_lowered(candidate, precision, outcome.reason)
         lowered = Candidate(outcome.model, candidate.journal)
-        if self.options.measure and self._runnable():
+        measured = self.options.measure and self._runnable()
+        if measured and self.options.convert_io:
+            self.report.notes.append("latency is not measured with inputs of another type than the samples'")
+        elif measured:
             self._begin("measuring")
             comparison = self._compare(self.original_path, lowered)
             if comparison.verdict == "slower":
@@ -384,6 +388,8 @@ class Compiler:
         from graphopt.interface import Interface, differences, notices
 
         before, after = Interface.of(self.original), Interface.of(candidate.model)
+        if self.options.convert_io:
+            before, after = before.with_floats(), after.with_floats()
         may_freeze = self.options.freeze_initializers or before.ir_version < FIRST_WITH_CONSTANTS
         frozen = before.overridable - {port.name for port in after.inputs}
         broken = differences(before, after, frozen if may_freeze else ())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -45,6 +46,11 @@ class Interface:
     opset_imports: Mapping[str, int]
     ir_version: int
     functions: frozenset[tuple[str, str, str]]
+
+    def with_floats(self) -> Interface:
+        """The contract with float in place of half types; what ``--convert-io`` changes is then the same."""
+        inputs, outputs = (tuple(map(_with_float, ports)) for ports in (self.inputs, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs)
 
     @classmethod
     def of(cls, model: Model | onnx.ModelProto) -> Interface:
@@ -189,6 +195,10 @@ def _dim_text(dim: onnx.TensorShapeProto.Dimension) -> str:
 
 def _elem_text(elem_type: int) -> str:
     return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
+
+
+def _with_float(port: Port) -> Port:
+    return replace(port, type=re.sub(r"\bb?float16\b", "float", port.type))
 
 
 def _domain(domain: str) -> str:

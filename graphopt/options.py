@@ -23,13 +23,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a lower precision needs of samples: to fit itself to them, and whether drawn ones would do."""
+    """What a lower precision needs of samples.
+
+    Attributes:
+        calibrates: samples are kept for it to be fitted to.
+        data: they must be the user's; else drawn ones would do.
+        ranges: it chooses ranges of activations from statistics that can be saved.
+    """
 
     calibrates: bool
     data: bool
+    ranges: bool = False
 
 
-PRECISIONS = {"int8": Needs(calibrates=True, data=True), "int8-dynamic": Needs(calibrates=False, data=False)}
+PRECISIONS = {
+    "int8": Needs(calibrates=True, data=True, ranges=True),
+    "int8-dynamic": Needs(calibrates=False, data=False),
+    "fp16": Needs(calibrates=True, data=False),
+    "bf16": Needs(calibrates=True, data=False),
+}
+HALVES = ("fp16", "bf16")
 RANGES = ("auto", "minmax", "percentile", "kl", "mse")
 CALIBRATION_MEMORY = 512_000_000
 
@@ -60,7 +73,9 @@ class Options:
         replay: a report whose decisions are repeated; it also says which passes run.
         time_limit: seconds that one call into ONNX Runtime may take.
         memory_limit: bytes of data memory for ONNX Runtime; ``None`` is nine tenths of the machine's memory.
-        precision: ``int8`` (calibrated on ``data``) or ``int8-dynamic`` (needs no data); None changes none.
+        precision: ``int8`` (calibrated on ``data``), ``int8-dynamic`` (needs no data), or ``fp16`` or
+            ``bf16`` (for GPUs; calibrated on ``data``, else on drawn samples); None changes none.
+        convert_io: let float inputs and outputs of the model be half, too, with ``fp16`` or ``bf16``.
         eval: what judges a lower precision: an .npz with an array per input and, for a metric, ``labels``; a
             folder of samples; ``module:function`` or a function, which gets a callable that runs the model
             and returns a number, higher is better. None judges by agreement and noise on held-out ``data``.
@@ -96,6 +111,7 @@ class Options:
     time_limit: float = 600.0
     memory_limit: int | None = None
     precision: str | None = None
+    convert_io: bool = False
     eval: str | Callable[..., Any] | None = None
     max_drop: str | None = None
     ranges: str = "auto"
@@ -163,6 +179,8 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
     }
     judging = {"--eval": options.eval is not None, "--max-drop": options.max_drop is not None}
     if options.precision is None:
+        if options.convert_io:
+            yield f"--convert-io needs --precision {' or '.join(HALVES)}"
         yield from (f"{name} needs --precision" for name, given in (judging | calibrating).items() if given)
         return
     if options.precision not in PRECISIONS:
@@ -170,6 +188,8 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
         return
     if options.ranges not in RANGES:
         yield f"unknown --ranges '{options.ranges}'; choose one of {', '.join(RANGES)}"
+    if options.convert_io and options.precision not in HALVES:
+        yield f"--convert-io needs --precision {' or '.join(HALVES)}"
     if not PRECISIONS[options.precision].calibrates:
         given = [name for name, is_given in calibrating.items() if is_given]
         yield from (f"{name}: {options.precision} calibrates nothing; leave it out" for name in given)
@@ -180,6 +200,14 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
 
 
 def _calibration_conflicts(options: Options) -> Iterator[str]:
+    if options.precision is not None and not PRECISIONS[options.precision].ranges:
+        ranging = {
+            "--ranges": options.ranges != "auto",
+            "--save-calibration": options.save_calibration is not None,
+            "--calibration": options.calibration is not None,
+        }
+        given = [name for name, is_given in ranging.items() if is_given]
+        yield from (f"{name}: {options.precision} chooses no ranges; leave it out" for name in given)
     if options.calibration is not None:
         if options.save_calibration is not None:
             yield "--save-calibration has nothing to save with --calibration; leave one of them out"

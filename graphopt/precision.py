@@ -129,7 +129,7 @@ class Outcome:
         reason: how the budget is kept, or why there is no model, in words.
         score: of the result, or of the best attempt; None if there was none.
         layers: what was decided for each layer.
-        int8_macs: share of the multiply-accumulates that run on integers; None if not known.
+        int8_macs: share of the multiply-accumulates in lower precision; None if not known.
         notes: what else the user should know.
     """
 

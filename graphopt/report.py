@@ -67,7 +67,7 @@ class LayerReport:
     Attributes:
         name: of its first output value.
         op: its operator.
-        precision: what it computes in, in the result: ``int8``, ``float32``, ...
+        precision: what it computes in, in the result: ``int8``, ``float16``, ``float32``, ...
         sqnr_db: of the model's outputs when this layer alone is in lower precision; None if not measured.
         clipped: share of the calibration's numbers beyond ``low`` and ``high``; None if not known.
         low, high: the range that its output's grid stands for; None if its output is not on a grid.
@@ -103,7 +103,7 @@ class AccuracyReport:
         evidence: which samples judged, and how they were kept apart from those that calibrated.
         calibration_samples, evaluation_samples: how many there were of each.
         synthetic: the calibration saw drawn samples, so that ranges need not fit real ones.
-        int8_macs: share of the multiply-accumulates that run on integers; None if not known.
+        int8_macs: share of the multiply-accumulates in lower precision; None if not known.
     """
 
     before: Score
@@ -123,7 +123,7 @@ class Report:
     """Everything about one run.
 
     ``evidence`` is ``verified``, ``structural only`` or ``not verified``; ``data_files`` are the names of the
-    files beside ``output`` that hold its weights.
+    files beside ``output`` that hold its weights; ``precision`` is what was asked for.
     """
 
     source: str
@@ -144,6 +144,7 @@ class Report:
     suggestions: list[str] = field(default_factory=list)
     pass_seconds: dict[str, float] = field(default_factory=dict)
     pass_rewrites: dict[str, int] = field(default_factory=dict)
+    precision: str | None = None
     accuracy: AccuracyReport | None = None
     layers: list[LayerReport] = field(default_factory=list)
     data_files: list[str] = field(default_factory=list)

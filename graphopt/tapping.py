@@ -35,7 +35,11 @@ class _Place:
 
 
 class Tapper:
-    """Taps values of one model, which it changes; the outputs it had are outputs no more."""
+    """Taps values of one model, which it changes; the outputs it had are outputs no more.
+
+    Shapes that the file states of inner values are dropped: ONNX Runtime plans its memory by them, and fails
+    on a value that is watched if they are wrong.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
@@ -47,6 +51,9 @@ class Tapper:
                 self._places.setdefault(value.name or "", []).append(_Place(value, graph))
         self._functions = g.function_graphs(model)
         self._outputs: list[str] = []
+        for node in g.nodes(model):
+            for value in node.outputs:
+                value.shape = None
 
     def tap(self, name: str) -> Tap:
         """Make a value an output.

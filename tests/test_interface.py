@@ -134,3 +134,12 @@ def test_types_read_well() -> None:
     of_map = onnx.helper.make_map_type_proto(onnx.TensorProto.INT64, number)
     assert type_text(of_map) == "map(int64,float)"
     assert type_text(onnx.TypeProto()) == "?"
+
+
+def test_half_ports_are_alike_to_floats_only_if_asked() -> None:
+    before, after = the_model(), the_model()
+    after.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    after.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    contracts = Interface.of(before), Interface.of(after)
+    assert len(differences(*contracts)) == 2
+    assert differences(contracts[0].with_floats(), contracts[1].with_floats()) == []

@@ -162,6 +162,7 @@ _EXAMPLES = (
     "graphopt optimize model.onnx out.onnx --data calib.npz --threads 1",
     "graphopt optimize model.onnx out.onnx --precision int8 --data calib.npz --eval test.npz --max-drop 0.5%",
     "graphopt optimize model.onnx out.onnx --precision int8-dynamic",
+    "graphopt optimize model.onnx out.onnx --precision fp16 --target cuda --data calib.npz",
 )
 
 
@@ -205,9 +206,14 @@ def optimize(
             metavar="NAME",
             autocompletion=_precisions,
             rich_help_panel=PRECISION,
-            help="int8 (calibrated on --data) or int8-dynamic (needs no data). Default: as it is.",
+            help="int8 (calibrated on --data), int8-dynamic (needs no data), or fp16 or bf16 (for GPUs)."
+            " Default: as it is.",
         ),
     ] = None,
+    convert_io: Annotated[
+        bool,
+        _flag("--convert-io/--keep-io", panel=PRECISION, help="With fp16 or bf16: inputs and outputs, too."),
+    ] = False,
     evaluation: Annotated[
         str | None,
         typer.Option(
@@ -355,6 +361,7 @@ def optimize(
             external_data=external_data,
             in_place=in_place,
             precision=precision,
+            convert_io=convert_io,
             eval=evaluation,
             max_drop=max_drop,
             ranges=ranges,

@@ -16,19 +16,23 @@ Case = tuple[str, str, str]
 
 _HEAD = ("~noisiest layers", "op", ">dB", ">cut", ">range")
 
+_HALVES = ("float16", "bfloat16")
 _WORST = 10
 _LONGEST_NAME = 22
 
 
 def facts(report: Report) -> Iterator[Fact]:
-    """The accuracy against its budget, and how much runs on integers."""
+    """The accuracy against its budget, and how much is in lower precision."""
     if report.accuracy is not None:
         yield from _accuracy(report.accuracy)
     if report.layers:
         lowered = sum(map(_is_lowered, report.layers))
         share = report.accuracy.int8_macs if report.accuracy is not None else None
         told = f"{lowered:,} of {units.plural(len(report.layers), 'layer')}"
-        yield "int8", told + ("" if share is None else f", {share:.0%} of the MACs")
+        yield (
+            (report.precision or "int8").removesuffix("-dynamic"),
+            told + ("" if share is None else f", {share:.0%} of the MACs"),
+        )
 
 
 def cases(report: Report) -> Iterator[tuple[str, list[Case]]]:
@@ -51,7 +55,7 @@ def layer_head(verbose: int) -> Sequence[str]:
 
 def layer_rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
     """The layers in lower precision, the noisiest first; unless asked for more only ten, on 80 columns."""
-    lowered = [layer for layer in report.layers if _is_lowered(layer)]
+    lowered = [layer for layer in report.layers if _is_lowered(layer) and _has_numbers(layer)]
     lowered.sort(key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
     for layer in lowered if verbose else lowered[:_WORST]:
         yield (
@@ -66,7 +70,12 @@ def layer_rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
 
 
 def _is_lowered(layer: LayerReport) -> bool:
-    return layer.precision.startswith("int")
+    return layer.precision.startswith(("int", *_HALVES))
+
+
+def _has_numbers(layer: LayerReport) -> bool:
+    """Whether a row would tell more than that the layer is half, as most are."""
+    return layer.precision not in _HALVES or layer.sqnr_db is not None
 
 
 def _ending(name: str) -> str:

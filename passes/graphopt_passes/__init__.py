@@ -91,5 +91,7 @@ PASSES: dict[str, tuple[str, str]] = {
 PRECISIONS: dict[str, str] = {
     "int8": f"{_HERE}.quantize.static:lower",
     "int8-dynamic": f"{_HERE}.quantize.dynamic_search:lower",
+    "fp16": f"{_HERE}.halve.lower:fp16",
+    "bf16": f"{_HERE}.halve.lower:bf16",
 }
 """Name of ``--precision`` → what lowers it, a :class:`graphopt.precision.Lowering`."""

@@ -253,3 +253,10 @@ def test_data_that_does_not_fit_names_the_input(call: Call, classifier: Path) ->
     assert "'x'" in outcome.err
     assert outcome.err.count("\n") == 1
     assert not classifier.with_name("out.onnx").exists()
+
+
+def test_halves_are_counted_under_their_name_and_listed_if_noisy() -> None:
+    halves = [LayerReport(f"n{i}", "MatMul", "float16", sqnr_db=30.0 if i == 2 else None) for i in range(4)]
+    found = report(*halves, REVERTED, precision="fp16")
+    assert "fp16: 4 of 5 layers" in told(found)
+    assert [row[0] for row in precision.layer_rows(found, verbose=0)] == ["n2"]

@@ -1,0 +1,210 @@
+"""``--precision fp16`` and ``bf16``: half precision for GPUs, as far as the accuracy budget allows.
+
+Ranges of all values from the calibration samples tell what must stay float. The rest becomes half, and is
+judged with every half value rounded as a GPU rounds it; if the budget is missed, the nodes that cost most
+return to float, as few as possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from graphopt import graph as g
+from graphopt.activations import Collector, Statistics
+from graphopt.errors import DataError, WorkerError
+from graphopt.legacy import to_ir4
+from graphopt.model import Model
+from graphopt.precision import Outcome, Task, Trial
+from graphopt.target import REFERENCE
+from graphopt_passes.halve.convert import Halved
+from graphopt_passes.halve.hazards import beyond, hazards, requests, sizes
+from graphopt_passes.halve.layer_report import Findings
+from graphopt_passes.halve.masks import soften
+from graphopt_passes.halve.opset import infers, raise_for
+from graphopt_passes.halve.search import Names, rank, regions, smallest
+from graphopt_passes.halve.trials import Judged, Trials
+from graphopt_passes.quantize.draft import macs_share
+from graphopt_passes.quantize.sensitivity import decibels
+
+_STORE = {
+    "float16": "--store fp16 halves the file, and leaves the latency as it is",
+    "bfloat16": "--store bf16 halves the file, and leaves the latency as it is",
+}
+_NOTHING = 1e-11  # noise power of a node that was not rounded at all
+_BLAMED = 32  # nodes of which the noise is measured one by one
+
+
+def fp16(task: Task) -> Outcome:
+    """See :class:`graphopt.precision.Lowering`."""
+    return _Search(task, "float16").run()
+
+
+def bf16(task: Task) -> Outcome:
+    """See :class:`graphopt.precision.Lowering`."""
+    return _Search(task, "bfloat16").run()
+
+
+@dataclass
+class _Search:
+    """One run; its methods stand in the order in which they are needed."""
+
+    task: Task
+    half: str
+    notes: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    noises: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> Outcome:
+        """The steps."""
+        on_cpu, store = self.task.options.target == "cpu", _STORE[self.half]
+        if on_cpu and self.half == "bfloat16":
+            return Outcome(None, "ONNX Runtime has no kernels for bfloat16 on CPUs", notes=(store,))
+        self.model = self.task.model.clone()
+        to_ir4(self.model)
+        raise_for(self.model, self.task.new_run(), self.half)
+        try:
+            self._find_hazards()
+        except DataError as error:
+            if not self.task.division.calibration.is_synthetic:
+                raise
+            return Outcome(None, f"drawn samples do not run; give some with --data, or --shape: {error}")
+        if on_cpu and (reason := self._no_faster()):
+            return Outcome(None, reason, notes=(*self.notes, store))
+        judged = self.trials.judged(self.reasons)
+        if not judged.halved.nodes:
+            return self._refuse(f"no node can be {self.half}", judged)
+        if not judged.holds:
+            judged = self._searched(judged)
+        if not (judged.holds and judged.halved.nodes):
+            return self._refuse(f"no part in {self.half} keeps the budget: {judged.reason}", judged)
+        return self._accept(judged)
+
+    # What must stay float.
+
+    def _find_hazards(self) -> None:
+        statistics = self._gathered()
+        if raised := soften(self.model, self.task.new_run(), self.half, statistics):
+            self.notes += raised
+            statistics = self._gathered()
+        self.reasons = hazards(self.model, self.task.new_run(), self.half, statistics)
+        self.statistics = statistics
+
+    def _gathered(self) -> Statistics:
+        task, options = self.task, self.task.options
+        collector = Collector(
+            task.worker, task.target, options.threads, options.calibration_memory, options.progress
+        )
+        return collector.collect(self.model, requests(self.model), task.division.calibration)
+
+    @cached_property
+    def trials(self) -> Trials:
+        """Tries of the float model."""
+        return Trials(self.task, self.model, self.half, sizes(self.statistics))
+
+    # CPUs.
+
+    def _no_faster(self) -> str:
+        """Why half is pointless on this CPU, by a measurement; empty if it is faster after all."""
+        told = "on CPUs ONNX Runtime computes float16 as float, between Casts of its own"
+        if not self.task.measured:
+            return f"{told} (not measured)"
+        self.task.progress("measuring float16 on this CPU")
+        path = self.task.write(self.trials.build(self.reasons)[0])
+        try:
+            found = self.task.compare(self.task.float_path, path)
+        except WorkerError as error:
+            return f"{told}, and cannot run this model: {error}"
+        return "" if found.pays else f"{told}: {found.summary()}"
+
+    # Accuracy.
+
+    def _searched(self, missed: Judged) -> Judged:
+        """The fewest more nodes on float that keep the budget; the last try if none do."""
+        order = [name for name in self._order() if name in missed.halved.nodes]
+        parts = regions(order)
+        noises = {part: self._alone(part, done, len(parts)) for done, part in enumerate(parts)}
+        tries: dict[frozenset[str], Judged] = {}
+
+        def holds(kept: frozenset[str]) -> bool:
+            self.task.progress(f"returning nodes to float ({len(tries)} tries)")
+            tries[kept] = self.trials.judged({*self.reasons, *kept})
+            return tries[kept].holds
+
+        found = smallest(rank(parts, noises), holds)
+        judged = tries[found] if found in tries else self.trials.judged({*self.reasons, *found})
+        self._blame(found, noises)
+        return judged
+
+    def _order(self) -> list[str]:
+        return [g.output_name(node) for node in g.nodes(self.model.ir)]
+
+    def _alone(self, part: Names, done: int, total: int) -> float:
+        """The noise if only these nodes are half."""
+        self.task.progress(f"measuring what {self.half} costs in accuracy", done, total)
+        return self.trials.noise([name for name in self._order() if name not in part])
+
+    def _blame(self, kept: frozenset[str], noises: dict[Names, float]) -> None:
+        """Name the nodes that return to float, with the noise of each or of its region."""
+        for part, noise in noises.items():
+            told = f"costs accuracy: {decibels(noise):.1f} dB if it and its neighbours alone are {self.half}"
+            self.reasons.update(dict.fromkeys(kept.intersection(part), told))
+        for done, name in enumerate(sorted(kept)[:_BLAMED]):
+            noise = self._alone((name,), done, min(len(kept), _BLAMED))
+            if noise > _NOTHING:  # else it is float, too, where all others are
+                self.noises[name] = noise
+                self.reasons[name] = f"costs accuracy: {decibels(noise):.1f} dB if it alone is {self.half}"
+
+    # The end.
+
+    def _accept(self, judged: Judged) -> Outcome:
+        model, halved, run = self.trials.build(judged.kept, keep_io=self._keep_io())
+        if wrong := self._wrong(model):
+            return self._refuse(wrong, judged)
+        if self.task.measured and not (measured := self._measured(judged)).pays:
+            return self._refuse(f"{self.half} does not pay here: {measured.summary()}", judged)
+        if self.task.options.target != self.task.target.name:
+            self.notes.append(f"{self.half} was checked and judged on the CPU: whether it pays is not known")
+        self.notes.append(f"{halved.casts} Casts between float and {self.half}")
+        if self.task.division.calibration.is_synthetic:
+            self.notes.append("ranges are those of drawn samples: give real ones with --data")
+        self.notes += [note for note in run.journal.notes if not note.startswith(("opset", "IR version"))]
+        share = macs_share(self.model, self.task, halved.nodes)
+        layers = self._findings(halved).describe(halved.nodes)
+        return Outcome(model, judged.reason, judged.score, layers, share, tuple(self.notes))
+
+    def _keep_io(self) -> bool:
+        """Whether the interface stays float; what does not fit into half must."""
+        if not self.task.options.convert_io:
+            return True
+        graph = self.model.ir.graph
+        ports = (*graph.inputs, *graph.outputs)
+        if told := [why for value in ports if (why := beyond(value, self.half, self.statistics))]:
+            self.notes.append(f"inputs and outputs stay float: {told[0]}")
+            return True
+        self.notes.append(f"float inputs and outputs became {self.half}, as --convert-io asks")
+        return False
+
+    def _wrong(self, model: Model) -> str:
+        """What type inference or the runtime say against the result; empty if nothing."""
+        if infers(self.model) and not infers(model):
+            return "the result contradicts what onnx infers of types and shapes"
+        if self.half == "bfloat16" and self.task.target.name == "cpu":
+            return ""  # the runtime here could not tell
+        where = self.task.target if self.task.measured else REFERENCE
+        try:
+            with self.task.worker.opened(self.task.write(model), where, self.task.options.threads):
+                return ""
+        except WorkerError as error:
+            return f"ONNX Runtime does not load the result: {error}"
+
+    def _measured(self, judged: Judged) -> Trial:
+        path = self.task.write(self.trials.build(judged.kept)[0])
+        return self.task.compare(self.task.float_path, path)
+
+    def _refuse(self, reason: str, judged: Judged) -> Outcome:
+        layers = self._findings(judged.halved).describe(frozenset())
+        return Outcome(None, reason, judged.score, layers, notes=tuple(self.notes))
+
+    def _findings(self, halved: Halved) -> Findings:
+        return Findings(self.model.ir, self.half, halved.able, self.reasons, self.noises)
