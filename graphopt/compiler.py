@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import graph as g
+from graphopt import registry
 from graphopt.candidates import Candidate, Candidates
 from graphopt.errors import InvalidModelError, ParityError, UsageError, WorkerError
 from graphopt.journal import Journal
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.lowering import Lowerer
+    from graphopt.precision import Lowering
     from graphopt.proof.measure import Comparison
     from graphopt.proof.verify import Verdict, Verifier
     from graphopt.samples.sampling import Samples
@@ -91,7 +93,11 @@ class Compiler:
             if self.options.measure:
                 candidate = self._pay(candidate)
             if self.options.precision is not None:
-                candidate = self._lower(candidate, self.options.precision)
+                name = self.options.precision
+                candidate = self._lower(candidate, name, registry.precision(name))
+            if self.options.store is not None:
+                name = f"storage as {self.options.store}"
+                candidate = self._lower(candidate, name, registry.store(self.options.store))
             self._suggest_freezing(candidate)
             return self._finish(candidate)
 
@@ -289,11 +295,12 @@ class Compiler:
 
     # Lower precision.
 
-    def _lower(self, candidate: Candidate, precision: str) -> Candidate:
+    def _lower(self, candidate: Candidate, precision: str, stage: Lowering) -> Candidate:
         """The candidate in lower precision, or as it is, with the reason."""
         self._begin(f"lowering to {precision}")
-        outcome, self.report.accuracy = self._lowerer.lower(candidate.model, precision)
-        self.report.layers = list(outcome.layers)
+        outcome, accuracy = self._lowerer.lower(candidate.model, stage)
+        self.report.accuracy = accuracy or self.report.accuracy
+        self.report.layers += outcome.layers
         self.report.notes += outcome.notes
         if outcome.model is None:
             return self._not_lowered(candidate, precision, outcome.reason)

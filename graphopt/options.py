@@ -30,6 +30,7 @@ class Needs:
 
 
 PRECISIONS = {"int8": Needs(calibrates=True, data=True), "int8-dynamic": Needs(calibrates=False, data=False)}
+STORES = ("fp16", "bf16")
 RANGES = ("auto", "minmax", "percentile", "kl", "mse")
 CALIBRATION_MEMORY = 512_000_000
 
@@ -61,6 +62,8 @@ class Options:
         time_limit: seconds that one call into ONNX Runtime may take.
         memory_limit: bytes of data memory for ONNX Runtime; ``None`` is nine tenths of the machine's memory.
         precision: ``int8`` (calibrated on ``data``) or ``int8-dynamic`` (needs no data); None changes none.
+        store: ``fp16`` or ``bf16``: how weights are stored that the model computes with as float32, after any
+            ``precision``; None leaves them as they are.
         eval: what judges a lower precision: an .npz with an array per input and, for a metric, ``labels``; a
             folder of samples; ``module:function`` or a function, which gets a callable that runs the model
             and returns a number, higher is better. None judges by agreement and noise on held-out ``data``.
@@ -96,6 +99,7 @@ class Options:
     time_limit: float = 600.0
     memory_limit: int | None = None
     precision: str | None = None
+    store: str | None = None
     eval: str | Callable[..., Any] | None = None
     max_drop: str | None = None
     ranges: str = "auto"
@@ -115,6 +119,11 @@ class Options:
         self.budget.require_metric(self.eval is not None)
         if self.save_calibration is not None:
             check_destination(self.save_calibration)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether samples are kept for something to be fitted to."""
+        return self.precision is not None and PRECISIONS[self.precision].calibrates
 
     @property
     def budget(self) -> Budget:
@@ -162,8 +171,12 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
         "--calibration": options.calibration is not None,
     }
     judging = {"--eval": options.eval is not None, "--max-drop": options.max_drop is not None}
+    if options.store is not None and options.store not in STORES:
+        yield f"unknown --store '{options.store}'; choose one of {', '.join(STORES)}"
     if options.precision is None:
-        yield from (f"{name} needs --precision" for name, given in (judging | calibrating).items() if given)
+        needless = calibrating if options.store is not None else judging | calibrating
+        yield from (f"{name} needs --precision" for name, given in needless.items() if given)
+        yield from _missing_eval(options)
         return
     if options.precision not in PRECISIONS:
         yield f"unknown precision '{options.precision}'; choose one of {', '.join(PRECISIONS)}"
@@ -175,6 +188,10 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
         yield from (f"{name}: {options.precision} calibrates nothing; leave it out" for name in given)
     else:
         yield from _calibration_conflicts(options)
+    yield from _missing_eval(options)
+
+
+def _missing_eval(options: Options) -> Iterator[str]:
     if isinstance(options.eval, str) and ":" not in options.eval and not Path(options.eval).exists():
         yield f"no such --eval: {options.eval} (an .npz file, a folder, or package.module:function)"
 
