@@ -23,13 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a lower precision needs of samples: to fit itself to them, and whether drawn ones would do."""
+    """What a lower precision needs of samples: to fit itself to them, and whether these must be given.
+
+    ``weights`` tells those that only round weights, for which no ranges of activations are found.
+    """
 
     calibrates: bool
     data: bool
+    weights: bool = False
 
 
-PRECISIONS = {"int8": Needs(calibrates=True, data=True), "int8-dynamic": Needs(calibrates=False, data=False)}
+PRECISIONS = {
+    "int8": Needs(calibrates=True, data=True),
+    "int8-dynamic": Needs(calibrates=False, data=False),
+    "int8-weights": Needs(calibrates=True, data=False, weights=True),
+    "int4-weights": Needs(calibrates=True, data=False, weights=True),
+}
+ROUNDINGS = ("auto", "nearest", "hqq", "gptq")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 STORES = ("fp16", "bf16")
 RANGES = ("auto", "minmax", "percentile", "kl", "mse")
 CALIBRATION_MEMORY = 512_000_000
@@ -69,6 +80,10 @@ class Options:
             and returns a number, higher is better. None judges by agreement and noise on held-out ``data``.
         max_drop: how much may be lost: ``0.5%`` of the original's metric (or of its decisions, if there is no
             metric), or ``0.5`` as an amount of the metric; see :class:`graphopt.proof.budget.Budget`.
+        block_size: how many numbers of a weight share a scale, with ``int8-weights`` and ``int4-weights``: 16
+            to 256, a power of two; None takes 128 and 32.
+        rounding: how weights are rounded there: ``nearest``, ``hqq`` (without data), ``gptq`` (fitted to
+            ``data``), or ``auto``.
         ranges: how ranges of activations are chosen: ``auto``, ``minmax``, ``percentile``, ``kl`` or ``mse``.
         calibration_memory: bytes that the statistics of activations may take at a time.
         save_calibration: a file for these statistics (arrays go to an .npz beside it).
@@ -102,6 +117,8 @@ class Options:
     store: str | None = None
     eval: str | Callable[..., Any] | None = None
     max_drop: str | None = None
+    block_size: int | None = None
+    rounding: str = "auto"
     ranges: str = "auto"
     calibration_memory: int = CALIBRATION_MEMORY
     save_calibration: Path | None = None
@@ -122,8 +139,9 @@ class Options:
 
     @property
     def calibrates(self) -> bool:
-        """Whether samples are kept for something to be fitted to."""
-        return self.precision is not None and PRECISIONS[self.precision].calibrates
+        """Whether samples are kept for something to be fitted to; drawn ones are not worth it."""
+        needs = PRECISIONS[self.precision] if self.precision is not None else None
+        return needs is not None and needs.calibrates and (needs.data or self.data is not None)
 
     @property
     def budget(self) -> Budget:
@@ -171,10 +189,11 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
         "--calibration": options.calibration is not None,
     }
     judging = {"--eval": options.eval is not None, "--max-drop": options.max_drop is not None}
+    rounding = {"--block-size": options.block_size is not None, "--rounding": options.rounding != "auto"}
     if options.store is not None and options.store not in STORES:
         yield f"unknown --store '{options.store}'; choose one of {', '.join(STORES)}"
     if options.precision is None:
-        needless = calibrating if options.store is not None else judging | calibrating
+        needless = (calibrating if options.store is not None else judging | calibrating) | rounding
         yield from (f"{name} needs --precision" for name, given in needless.items() if given)
         yield from _missing_eval(options)
         return
@@ -183,12 +202,28 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
         return
     if options.ranges not in RANGES:
         yield f"unknown --ranges '{options.ranges}'; choose one of {', '.join(RANGES)}"
+    if PRECISIONS[options.precision].weights:
+        yield from _rounding_conflicts(options)
+        needless = {name: calibrating[name] for name in ("--ranges", "--save-calibration", "--calibration")}
+    else:
+        needless = rounding
+    given = [name for name, is_given in needless.items() if is_given]
+    yield from (f"{name}: {options.precision} has no use for it; leave it out" for name in given)
     if not PRECISIONS[options.precision].calibrates:
         given = [name for name, is_given in calibrating.items() if is_given]
         yield from (f"{name}: {options.precision} calibrates nothing; leave it out" for name in given)
     else:
         yield from _calibration_conflicts(options)
     yield from _missing_eval(options)
+
+
+def _rounding_conflicts(options: Options) -> Iterator[str]:
+    if options.rounding not in ROUNDINGS:
+        yield f"unknown --rounding '{options.rounding}'; choose one of {', '.join(ROUNDINGS)}"
+    if options.block_size not in (None, *BLOCK_SIZES):
+        yield f"--block-size {options.block_size} is none of {', '.join(map(str, BLOCK_SIZES))}"
+    if options.rounding == "gptq" and options.data is None:
+        yield "--rounding gptq fits weights to samples: give them with --data, or use hqq, which needs none"
 
 
 def _missing_eval(options: Options) -> Iterator[str]:

@@ -49,6 +49,12 @@ def _stores(incomplete: str) -> Iterable[str]:
     return [name for name in STORES if name.startswith(incomplete)]
 
 
+def _roundings(incomplete: str) -> Iterable[str]:
+    from graphopt.options import ROUNDINGS
+
+    return [name for name in ROUNDINGS if name.startswith(incomplete)]
+
+
 def _ranges(incomplete: str) -> Iterable[str]:
     from graphopt.options import RANGES
 
@@ -168,6 +174,7 @@ _EXAMPLES = (
     "graphopt optimize model.onnx out.onnx --data calib.npz --threads 1",
     "graphopt optimize model.onnx out.onnx --precision int8 --data calib.npz --eval test.npz --max-drop 0.5%",
     "graphopt optimize model.onnx out.onnx --precision int8-dynamic",
+    "graphopt optimize model.onnx out.onnx --precision int4-weights --data calib.npz",
     "graphopt optimize model.onnx out.onnx --store fp16",
 )
 
@@ -212,7 +219,8 @@ def optimize(
             metavar="NAME",
             autocompletion=_precisions,
             rich_help_panel=PRECISION,
-            help="int8 (calibrated on --data) or int8-dynamic (needs no data). Default: as it is.",
+            help="int8 (calibrated on --data), int8-dynamic (needs no data), int8-weights or int4-weights (of"
+            " weights alone). Default: as it is.",
         ),
     ] = None,
     store: Annotated[
@@ -245,6 +253,24 @@ def optimize(
             " an amount of the metric. Default: 0.5%.",
         ),
     ] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=PRECISION,
+            help="Numbers of a weight that share a scale in int8-weights and int4-weights: 16, 32, 64, 128 or"
+            " 256. Default: 128 and 32.",
+        ),
+    ] = None,
+    rounding: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=_roundings,
+            rich_help_panel=PRECISION,
+            help="How these are rounded: nearest, hqq (without data), gptq (fitted to --data), or auto.",
+        ),
+    ] = "auto",
     ranges: Annotated[
         str,
         typer.Option(
@@ -375,6 +401,8 @@ def optimize(
             store=store,
             eval=evaluation,
             max_drop=max_drop,
+            block_size=block_size,
+            rounding=rounding,
             ranges=ranges,
             calibration_limit=calibration_limit,
             calibration_memory=round(calibration_memory * 1e6),

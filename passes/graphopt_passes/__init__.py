@@ -95,6 +95,8 @@ PASSES: dict[str, tuple[str, str]] = {
 PRECISIONS: dict[str, str] = {
     "int8": f"{_HERE}.quantize.static:lower",
     "int8-dynamic": f"{_HERE}.quantize.dynamic_search:lower",
+    "int8-weights": f"{_HERE}.weights.lower:int8",
+    "int4-weights": f"{_HERE}.weights.lower:int4",
 }
 """Name of ``--precision`` → what lowers it, a :class:`graphopt.precision.Lowering`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphopt.precision import Outcome, Task
-from graphopt_passes.weights.judging import judged
+from graphopt_passes.weights.judging import judged, slower
 from graphopt_passes.weights.store_half import HALVES, RULE, Half
 from graphopt_passes.weights.store_half import store as stored
 
@@ -27,4 +27,6 @@ def _store(task: Task, half: Half) -> Outcome:
     verdict = judged(task, model)
     if not verdict.kept:
         return Outcome(None, verdict.reason, verdict.score, layers)
+    if not verdict.unknown and (found := slower(task, model)):
+        return Outcome(None, f"it is slower: {found}", verdict.score, layers)
     return Outcome(model, verdict.reason, verdict.score, layers, notes=(*run.journal.notes, *verdict.notes))
