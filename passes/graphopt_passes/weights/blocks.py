@@ -11,7 +11,9 @@ it is known; a search over clips as of AWQ, Lin et al. 2023).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +24,7 @@ from graphopt_passes.quantize.scheme import LEAST_SCALE, Array
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
+WHOLE = (1.0,)
 FINE_CLIPS = tuple(np.round(np.arange(1.0, 0.49, -0.03), 2).tolist())
 _PART = 1 << 18  # numbers that are worked on at once: they stay in the cache, and a huge weight in its file
 _WORTH = 0.9  # part of the error that zero points must leave at most to be kept: they take memory, too
@@ -55,9 +57,11 @@ class Grid:
 
     def nearest(self, w: Array) -> Bytes:
         """The integers of rows [channels, columns], rounded to nearest."""
-        blocks = self._blocks(np.asarray(w, np.float32))
-        found = np.rint(blocks / self.scales[..., None]) + self.zeros[..., None]
-        return self._rows(np.clip(found, 0, levels(self.bits)).astype(np.uint8), w.shape[1])
+        found = self._blocks(np.asarray(w, np.float32)) * (1 / self.scales)[..., None]
+        np.rint(found, out=found)
+        found += self.zeros[..., None]
+        np.clip(found, 0, levels(self.bits), out=found)
+        return self._rows(found.astype(np.uint8), w.shape[1])
 
     def real(self, integers: Bytes) -> Floats:
         """What integers [channels, columns] stand for."""
@@ -114,10 +118,17 @@ def blocked(rows: Array, block: int) -> Array:
 
 def parts(w: Array) -> Iterator[tuple[slice, Floats]]:
     """Some rows at a time, float32 and contiguous."""
+    for part in _slices(w):
+        yield part, _contiguous(w, part)
+
+
+def _slices(w: Array) -> Iterator[slice]:
     step = max(_PART // max(w.shape[1], 1), 1)
-    for start in range(0, len(w), step):
-        part = slice(start, min(start + step, len(w)))
-        yield part, np.ascontiguousarray(w[part], np.float32)
+    return (slice(start, min(start + step, len(w))) for start in range(0, len(w), step))
+
+
+def _contiguous(w: Array, part: slice) -> Floats:
+    return np.ascontiguousarray(w[part], np.float32)
 
 
 def grid_of(  # noqa: PLR0913 - what a grid depends on
@@ -127,7 +138,7 @@ def grid_of(  # noqa: PLR0913 - what a grid depends on
     *,
     symmetric: bool,
     energy: Array | None = None,
-    clips: tuple[float, ...] = CLIPS,
+    clips: tuple[float, ...] = WHOLE,
 ) -> Grid:
     """The grids with the least error among some clips of each block.
 
@@ -142,12 +153,27 @@ def grid_of(  # noqa: PLR0913 - what a grid depends on
     Raises:
         ValueError: the weight holds NaN or infinity.
     """
-    count = -(-w.shape[1] // block)
-    scales, zeros = np.empty((len(w), count), np.float32), np.empty((len(w), count), np.uint8)
+    grid = _empty(w, bits, block)
     counts = None if energy is None else blocked(np.asarray(energy, np.float32)[None], block)
-    for part, rows in parts(w):
-        scales[part], zeros[part] = _best(blocked(rows, block), bits, symmetric, counts, clips)
-    return Grid(scales, zeros, bits, block)
+
+    def find(part: slice) -> None:
+        blocks = blocked(_contiguous(w, part), block)
+        grid.scales[part], grid.zeros[part] = _best(blocks, bits, symmetric, counts, clips)
+
+    _in_parallel(w, find)
+    return grid
+
+
+def _empty(w: Array, bits: int, block: int) -> Grid:
+    shape = len(w), -(-w.shape[1] // block)
+    return Grid(np.empty(shape, np.float32), np.empty(shape, np.uint8), bits, block)
+
+
+def _in_parallel(w: Array, work: Callable[[slice], None]) -> None:
+    """Do the work for all parts, on all cores: numpy computes without Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(work, _slices(w)):
+            pass
 
 
 def _best(
@@ -201,13 +227,13 @@ def prefers_zeros(w: Array, bits: int, block: int) -> bool:
     _, rows = next(iter(parts(w)))
     errors = []
     for symmetric in (True, False):
-        grid = grid_of(rows, bits, block, symmetric=symmetric, clips=CLIPS[:1])
+        grid = grid_of(rows, bits, block, symmetric=symmetric, clips=WHOLE)
         errors.append(float(np.square(grid.real(grid.nearest(rows)) - rows).sum(dtype=np.float64)))
     return errors[1] < _WORTH * errors[0]
 
 
 def nearest(
-    w: Array, bits: int, block: int, clips: tuple[float, ...] = CLIPS, symmetric: bool | None = None
+    w: Array, bits: int, block: int, clips: tuple[float, ...] = WHOLE, symmetric: bool | None = None
 ) -> Blocked:
     """The weight rounded to nearest on the best grids.
 
@@ -223,12 +249,23 @@ def nearest(
     """
     if symmetric is None:
         symmetric = not prefers_zeros(w, bits, block)
-    return on_grid(w, grid_of(w, bits, block, symmetric=symmetric, clips=clips))
+    grid, integers = _empty(w, bits, block), np.empty(w.shape, np.uint8)
+
+    def round_part(part: slice) -> None:
+        rows = _contiguous(w, part)
+        grid.scales[part], grid.zeros[part] = _best(blocked(rows, block), bits, symmetric, None, clips)
+        integers[part] = grid.of(part).nearest(rows)
+
+    _in_parallel(w, round_part)
+    return Blocked(integers, grid)
 
 
 def on_grid(w: Array, grid: Grid) -> Blocked:
     """The weight rounded to nearest on given grids."""
     integers = np.empty(w.shape, np.uint8)
-    for part, rows in parts(w):
-        integers[part] = grid.of(part).nearest(rows)
+
+    def round_part(part: slice) -> None:
+        integers[part] = grid.of(part).nearest(_contiguous(w, part))
+
+    _in_parallel(w, round_part)
     return Blocked(integers, grid)

@@ -71,49 +71,54 @@ def _fit(  # noqa: PLR0913, PLR0917 - what it computes from
 ) -> tuple[Array, Array]:
     size, zeros = grid.expanded(w.shape[1])
     steps = rounded(w, Steps(size, -zeros, levels(grid.bits) - zeros), moments, damp=damp)
-    descent = _Descent(w, steps, grid, zeros, known)
+    descent = _Descent(w, steps, grid, known)
     for _ in range(sweeps):
         descent.sweep()
-    return (descent.steps + zeros).astype(np.uint8), descent.scales.astype(np.float32)
+    return (descent.steps.T + zeros).astype(np.uint8), descent.scales.T.astype(np.float32)
 
 
 class _Descent:
-    """Coordinate descent over scales and integers; ``steps`` are q − z, of which the weight is made."""
+    """Coordinate descent over scales and integers, transposed: a column of the weight is contiguous.
 
-    def __init__(self, w: Doubles, steps: Doubles, grid: Grid, zeros: Doubles, moments: Doubles) -> None:
-        self.steps, self.moments, self.block = steps, moments, grid.block
-        self.scales = grid.scales.astype(np.float64)
+    Attributes:
+        steps: q − z, of which the weight is made, [columns, channels].
+        scales: [blocks, channels].
+        wrong: W − Ŵ, [columns, channels].
+    """
+
+    def __init__(self, w: Doubles, steps: Doubles, grid: Grid, moments: Doubles) -> None:
+        size, zeros = (np.ascontiguousarray(found.T) for found in grid.expanded(w.shape[1]))
+        self.steps, self.moments, self.block = np.ascontiguousarray(steps.T), moments, grid.block
+        self.scales = np.ascontiguousarray(grid.scales.T, np.float64)
         self.least, self.most = -zeros, levels(grid.bits) - zeros
-        size, _ = grid.expanded(w.shape[1])
-        self.wrong = w - steps * size
+        self.wrong = w.T - self.steps * size
 
     def sweep(self) -> None:
         """Once through all blocks."""
-        for index in range(self.scales.shape[1]):
-            columns = slice(index * self.block, min((index + 1) * self.block, self.wrong.shape[1]))
-            pull = self.wrong @ self.moments[:, columns]  # half the gradient, by the block's columns
-            pull = self._scale(index, columns, pull)
+        for index in range(len(self.scales)):
+            columns = slice(index * self.block, min((index + 1) * self.block, len(self.wrong)))
+            pull = self.moments[columns] @ self.wrong  # half the gradient, by the block's columns
+            self._scale(index, columns, pull)
             self._integers(index, columns, pull)
 
-    def _scale(self, index: int, columns: slice, pull: Doubles) -> Doubles:
-        steps = self.steps[:, columns]
-        spread = steps @ self.moments[columns, columns]
-        energy = np.einsum("ck,ck->c", spread, steps)
+    def _scale(self, index: int, columns: slice, pull: Doubles) -> None:
+        steps = self.steps[columns]
+        spread = self.moments[columns, columns] @ steps
+        energy = np.einsum("kc,kc->c", spread, steps)
         change = np.divide(
-            np.einsum("ck,ck->c", pull, steps), energy, out=np.zeros_like(energy), where=energy > 0
+            np.einsum("kc,kc->c", pull, steps), energy, out=np.zeros_like(energy), where=energy > 0
         )
-        change[self.scales[:, index] + change <= 0] = 0
-        self.scales[:, index] += change
-        self.wrong[:, columns] -= change[:, None] * steps
-        pull -= change[:, None] * spread
-        return pull
+        change[self.scales[index] + change <= 0] = 0
+        self.scales[index] += change
+        self.wrong[columns] -= change * steps
+        pull -= change * spread
 
     def _integers(self, index: int, columns: slice, pull: Doubles) -> None:
-        scale, moments = self.scales[:, index], self.moments[columns, columns]
+        scale, moments = self.scales[index], self.moments[columns, columns]
         for offset, k in enumerate(range(columns.start, columns.stop)):
-            aim = self.steps[:, k] + pull[:, offset] / (scale * moments[offset, offset])
-            found = np.clip(np.rint(aim), self.least[:, k], self.most[:, k])
-            change = scale * (found - self.steps[:, k])
-            self.steps[:, k] = found
-            self.wrong[:, k] -= change
-            pull -= change[:, None] * moments[offset]
+            aim = self.steps[k] + pull[offset] / (scale * moments[offset, offset])
+            found = np.clip(np.rint(aim), self.least[k], self.most[k])
+            change = scale * (found - self.steps[k])
+            self.steps[k] = found
+            self.wrong[k] -= change
+            pull -= moments[offset][:, None] * change

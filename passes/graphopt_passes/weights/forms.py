@@ -216,7 +216,10 @@ class Writer:
         if packed.zeros is not None:
             unpacked = unpack(packed.zeros.numpy(), packed.bits, packed.blocks)
             zeros = _nibbles(pack(unpacked.reshape(-1), packed.bits), (*dims[:2], 1), type_)
-        integers = front.constant(_nibbles(packed.integers.numpy(), dims, type_), f"{name}_q{packed.bits}")
+        data = packed.integers.numpy()
+        if packed.block % 2:  # blocks are packed one by one, a tensor as a whole
+            data = pack(unpack(data, packed.bits, packed.block).reshape(-1), packed.bits)
+        integers = front.constant(_nibbles(data, dims, type_), f"{name}_q{packed.bits}")
         real = front.node("Cast", integers, to=int(ir.DataType.FLOAT))
         offset = front.constant(zeros, f"{name}_zero_points")
         if packed.zeros is not None:

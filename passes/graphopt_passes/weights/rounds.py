@@ -14,7 +14,7 @@ from graphopt.runtime.moments import Gram
 from graphopt_passes.quantize.consumers import moments_of
 from graphopt_passes.quantize.fit import MOST_COLUMNS
 from graphopt_passes.quantize.scheme import Array
-from graphopt_passes.weights.blocks import CLIPS, Blocked, nearest, parts, prefers_zeros
+from graphopt_passes.weights.blocks import FINE_CLIPS, WHOLE, Blocked, nearest, parts, prefers_zeros
 from graphopt_passes.weights.fitting import fitted
 from graphopt_passes.weights.forms import Packed
 from graphopt_passes.weights.half_quadratic import half_quadratic
@@ -65,10 +65,11 @@ class Rounder:
         return place.block(self.task.options.block_size or BLOCKS[bits])
 
     def _round(self, place: Place, bits: int, method: str) -> tuple[Blocked | None, str]:
-        """Without data: to nearest, or as of HQQ where that lowers the error."""
+        """Without data: to nearest at once, or on the better of two grids, cut off and half-quadratic."""
         rows, block = place.rows(), self._block(place, bits)
         try:
-            plain = nearest(rows, bits, block, CLIPS, symmetric=self.symmetric or None)
+            clips = WHOLE if method == "nearest" else FINE_CLIPS
+            plain = nearest(rows, bits, block, clips, symmetric=self.symmetric or None)
         except ValueError:  # NaN or infinity, which no grid holds
             return None, ""
         if method == "nearest":
