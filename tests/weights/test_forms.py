@@ -1,4 +1,4 @@
-"""Every form of a weight computes what its integers stand for, and ONNX Runtime makes of it what is promised."""
+"""Every form computes what its integers stand for, and the runtime makes of it what is promised."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_product_in_each_form(case: str, bits: int, symmetric: bool, worker: W
     model = written(proto, blocks, "kernels", worker)
     assert ops(model)["MatMulNBits"] == 1 and "MatMul" not in ops(model) and "Gemm" not in ops(model)
     [result] = run_with_integers(model, feeds)
-    # The kernel rounds its inputs to int8, block by block: half of 1/127 of the largest, in each of 64 products.
+    # The kernel rounds its inputs to int8, block by block: by half of 1/127 of the largest.
     np.testing.assert_allclose(result, expected, atol=0.02 * np.abs(expected).max())
 
 
