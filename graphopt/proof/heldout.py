@@ -7,7 +7,6 @@ into calibration.
 
 from __future__ import annotations
 
-import itertools
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,12 +51,6 @@ class Division:
     evaluation_count: int
     metric: Labels | UserMetric | None
     evidence: str
-
-    def some(self, most: int) -> Samples:
-        """At most so many samples of the calibration, spread evenly."""
-        step = -(-self.calibration_count // most) or 1
-        source = self.calibration.source
-        return Samples(source, lambda: itertools.islice(self.calibration, 0, None, step))
 
 
 def gather(

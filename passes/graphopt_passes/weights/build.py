@@ -10,7 +10,7 @@ from graphopt.legacy import FIRST_WITH_CONSTANTS, to_ir4
 from graphopt.model import Model
 from graphopt.precision import Task
 from graphopt_passes.exact.raise_opset import raised
-from graphopt_passes.weights.forms import FIRST_WITH_NIBBLES, KERNELS, Packed, Writer
+from graphopt_passes.weights.forms import FIRST_WITH_NIBBLES, STYLES, Packed, Writer
 from graphopt_passes.weights.places import Place, places
 
 
@@ -23,6 +23,7 @@ class Site:
         op: the operator of the first node that reads it.
         numbers: how many it holds.
         nodes: names of the first outputs of what reads it.
+        ways: in which it is read.
         kernel: whether kernels can compute with its blocks.
     """
 
@@ -30,13 +31,15 @@ class Site:
     op: str
     numbers: int
     nodes: tuple[str, ...]
+    ways: frozenset[str]
     kernel: bool
 
     @classmethod
     def of(cls, place: Place) -> Site:
         """What is known of a place, once the model that it is of is gone."""
         nodes = tuple(g.output_name(reader.node) for reader in place.readers)
-        return cls(place.name, place.op, place.weight.tensor.size, nodes, place.has_kernel)
+        ways = frozenset(reader.way for reader in place.readers)
+        return cls(place.name, place.op, place.weight.tensor.size, nodes, ways, place.has_kernel)
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,14 @@ class Builder:
         base, run, reason = task.model.clone(), task.new_run(), ""
         if base.ir.ir_version < FIRST_WITH_CONSTANTS:
             to_ir4(base)
-        if bits == 4 or not KERNELS[task.options.target]:
+        if bits == 4 or not STYLES[task.options.target].kernels:
             reason = raised(base, run, FIRST_WITH_NIBBLES) or ""
         return cls(task, base, reason)
 
     @property
     def has_kernels(self) -> bool:
         """Whether the target computes with blocks of integers as they are."""
-        return KERNELS[self.task.options.target]
+        return STYLES[self.task.options.target].kernels
 
     def sites(self) -> tuple[list[Site], dict[str, str]]:
         """The weights that can be rounded, and why others cannot."""
@@ -98,6 +101,8 @@ class Builder:
 
     def writable(self, sites: Iterable[Site], bits: int) -> Iterator[Site]:
         """Those that can be written with so many bits."""
+        allowed = STYLES[self.task.options.target].ways
         for site in sites:
-            if site.kernel or (self.has_kernels and (bits == 8 or not self.nibbles)):
+            written = (site.kernel and self.has_kernels) or not self.nibbles or bits == 8
+            if site.ways <= allowed and written:
                 yield site

@@ -18,6 +18,7 @@ the product on floats; weights of 384 x 384 to 2048 x 2048, inputs of 1, 16 and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.storage.spill import Spill
+from graphopt.storage.weights import MappedTensor
 from graphopt_passes.exact.eliminate_dead_code import remove_dead
 from graphopt_passes.weights.blocks import Blocked, blocked, middle
 from graphopt_passes.weights.constants import Front, replace
@@ -38,8 +40,23 @@ INTEGERS = 4  # ``accuracy_level``: inputs become int8
 FIRST_WITH_NIBBLES = 21  # the opset with types of 4 bits, and DequantizeLinear in blocks
 _IR_WITH_NIBBLES = 10
 
-KERNELS = {"cpu": True, "cuda": True, "tensorrt": False}
-"""Whether a target has kernels for blocks; if not, DequantizeLinear in symmetric blocks says it in ONNX."""
+
+@dataclass(frozen=True)
+class Style:
+    """What a target makes of blocks.
+
+    Attributes:
+        kernels: whether it has some of its own; if not, DequantizeLinear in symmetric blocks says it in ONNX.
+        ways: of reading a weight that it may have, see :class:`graphopt_passes.weights.places.Reader`.
+    """
+
+    kernels: bool
+    ways: frozenset[str]
+
+
+_RUNTIME = Style(True, frozenset(["product", "lookup", "stored"]))
+STYLES = {"cpu": _RUNTIME, "cuda": _RUNTIME, "tensorrt": Style(False, frozenset(["product"]))}
+"""Target → its style."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +150,8 @@ class Writer:
         front, name = Front.of(place.weight, self.model, self.run), place.name
         integers = packed.integers
         if flat:
-            integers = ir.Tensor(integers.numpy().reshape(packed.channels, -1))
+            bytes_ = integers.nbytes // packed.channels
+            integers = _viewed(integers, ir.DataType.UINT8, (packed.channels, bytes_))
         zeros = packed.zeros
         if zeros is None and flat:
             middles = np.full((packed.channels, packed.blocks), middle(packed.bits), np.uint8)
@@ -212,20 +230,16 @@ class Writer:
         front, name = Front.of(place.weight, self.model, self.run), place.name
         dims = packed.channels, packed.blocks, packed.block
         type_ = ir.DataType.UINT4 if packed.bits == 4 else ir.DataType.UINT8
-        zeros: ir.TensorProtocol | np.ndarray[Any, Any] = np.array(middle(packed.bits), np.float32)
-        if packed.zeros is not None:
-            unpacked = unpack(packed.zeros.numpy(), packed.bits, packed.blocks)
-            zeros = _nibbles(pack(unpacked.reshape(-1), packed.bits), (*dims[:2], 1), type_)
-        data = packed.integers.numpy()
-        if packed.block % 2:  # blocks are packed one by one, a tensor as a whole
-            data = pack(unpack(data, packed.bits, packed.block).reshape(-1), packed.bits)
-        integers = front.constant(_nibbles(data, dims, type_), f"{name}_q{packed.bits}")
+        integers = front.constant(_tensor(packed.integers, type_, dims), f"{name}_q{packed.bits}")
         real = front.node("Cast", integers, to=int(ir.DataType.FLOAT))
-        offset = front.constant(zeros, f"{name}_zero_points")
-        if packed.zeros is not None:
-            offset = front.node("Cast", offset, to=int(ir.DataType.FLOAT))
-        scales = front.constant(packed.scales.numpy().reshape(*dims[:2], 1), f"{name}_scales")
-        real = front.node("Mul", front.node("Sub", real, offset), scales)
+        if packed.zeros is None:
+            offset = front.constant(np.array(middle(packed.bits), np.float32), f"{name}_zero_point")
+        else:
+            zeros = front.constant(_tensor(packed.zeros, type_, (*dims[:2], 1)), f"{name}_zero_points")
+            offset = front.node("Cast", zeros, to=int(ir.DataType.FLOAT))
+        scales = _viewed(packed.scales, ir.DataType.FLOAT, (*dims[:2], 1))
+        scale = front.constant(scales, f"{name}_scales")
+        real = front.node("Mul", front.node("Sub", real, offset), scale)
         replace(place.weight, self._shaped(front, place, packed, real), self.model, self.run)
         if packed.bits == 4:
             self.model.ir.ir_version = max(self.model.ir.ir_version, _IR_WITH_NIBBLES)
@@ -273,11 +287,26 @@ def _signed(numbers: np.ndarray[Any, Any], bits: int) -> ir.TensorProtocol:
     return _nibbles(packed, numbers.shape, ir.DataType.INT4)
 
 
+def _tensor(packed: ir.TensorProtocol, type_: ir.DataType, dims: tuple[int, ...]) -> ir.TensorProtocol:
+    """Bytes of rows as a tensor of their type; an odd number of 4 bits leaves half a byte in each row."""
+    rows = packed.numpy().reshape(-1, packed.shape.numpy()[-1])
+    count = math.prod(dims) // len(rows)
+    if type_.bitwidth == 8 or count % 2 == 0:
+        return _viewed(packed, type_, dims)
+    return _nibbles(pack(unpack(rows, 4, count).reshape(-1), 4), dims, type_)
+
+
+def _viewed(tensor: ir.TensorProtocol, type_: ir.DataType, dims: tuple[int, ...]) -> ir.TensorProtocol:
+    """The same bytes as numbers of another type or shape, without a copy where they lie in a file."""
+    if isinstance(tensor, MappedTensor):
+        return MappedTensor(tensor.file, tensor.offset, type_, ir.Shape(dims))
+    if type_.bitwidth < 8:
+        return _nibbles(tensor.numpy(), dims, type_)
+    return ir.Tensor(tensor.numpy().reshape(dims))
+
+
 def _nibbles(data: np.ndarray[Any, Any], dims: tuple[int, ...], type_: ir.DataType) -> ir.TensorProtocol:
-    """Packed numbers as a tensor of their type."""
-    if type_ is ir.DataType.UINT8:
-        return ir.Tensor(data.reshape(dims))
-    return ir.PackedTensor(data.reshape(-1), type_, shape=ir.Shape(dims))
+    return ir.PackedTensor(np.ascontiguousarray(data).reshape(-1), type_, shape=ir.Shape(dims))
 
 
 def _bias(node: ir.Node, channels: int) -> tuple[ir.Value | None, ir.Value | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from graphopt.runtime.moments import Gram
 from graphopt_passes.quantize.consumers import moments_of
 from graphopt_passes.quantize.fit import MOST_COLUMNS
 from graphopt_passes.quantize.scheme import Array
+from graphopt_passes.quantize.shares import Shares
 from graphopt_passes.weights.blocks import FINE_CLIPS, WHOLE, Blocked, nearest, parts, prefers_zeros
 from graphopt_passes.weights.fitting import fitted
 from graphopt_passes.weights.forms import Packed
@@ -22,8 +24,6 @@ from graphopt_passes.weights.places import Place, places
 
 BLOCKS = {4: 32, 8: 128}
 """Bits → numbers of a block unless the user says: smaller blocks cost memory and serve only few levels."""
-FITTING = 256
-"""Samples that weights are fitted to, spread evenly."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Rounder:
     task: Task
     model: Model
     symmetric: bool
+
+    @cached_property
+    def shares(self) -> Shares:
+        """Samples to fit weights to, and to choose between weights."""
+        return Shares.of(self.task)
 
     def packed(self, names: Collection[str], bits: int, method: str) -> Iterator[tuple[str, Packed]]:
         """The named weights one after the other, as they are done, but not those with NaN or infinity.
@@ -84,7 +89,7 @@ class Rounder:
 
     def _moments(self, found: Mapping[str, Place]) -> Iterator[tuple[Place, Gram]]:
         """The second moments of what each weight is multiplied with, a few at a time."""
-        options, division = self.task.options, self.task.division
+        options = self.task.options
         wanted: dict[Request, list[Place]] = {}
         for place in found.values():
             request = _request(place)
@@ -97,8 +102,7 @@ class Rounder:
             options.calibration_memory,
             self.task.progress,
         )
-        samples = division.some(FITTING)
-        for statistics in collector.stream(self.model, wanted, samples):
+        for statistics in collector.stream(self.model, wanted, self.shares.fitting):
             for one, moments in statistics.found.items():
                 assert isinstance(moments, Gram)
                 yield from ((place, moments) for place in wanted[one])
