@@ -57,7 +57,7 @@ class _Search:
         if not self.sites:
             return self._refuse(self._nothing())
         rounder = Rounder(self.task, self.builder.base, symmetric=not self.builder.has_kernels)
-        weights: Weights = dict(rounder.packed(self.sites, self.bits, self._method))
+        weights: Weights = dict(rounder.packed(self._wanted, self._method))
         if not self.task.options.verify:
             return self._accept(weights, judged(self.task, self._model(weights)))
         weights = self._better(weights, rounder)
@@ -75,6 +75,13 @@ class _Search:
         return "there is no weight of 2,048 numbers and more that products are summed up with"
 
     @property
+    def _wanted(self) -> dict[str, int]:
+        """Bits by weight: a table that is looked up has 8 at least, for its rows are no sums of products, in
+        which errors cancel, and all that follows computes with them.
+        """
+        return {name: 8 if "lookup" in site.ways else self.bits for name, site in self.sites.items()}
+
+    @property
     def _method(self) -> str:
         wanted = self.task.options.rounding
         return wanted if wanted != "auto" else "gptq" if self.task.options.data is not None else "hqq"
@@ -88,7 +95,7 @@ class _Search:
         """What was fitted to samples, unless what needs none has less noise on others of the calibration."""
         if self.task.options.rounding != "auto" or self._method != "gptq":
             return weights
-        plain = dict(rounder.packed(self.sites, self.bits, "hqq"))
+        plain = dict(rounder.packed(self._wanted, "hqq"))
         chooser = rounder.shares.chooser(self.task)
         return min((weights, plain), key=lambda tried: noise(self._score(chooser, tried)))
 
@@ -121,7 +128,8 @@ class _Search:
             return Draft(self.task, self._model({name: weights[name]}), frozenset([name]))
 
         self.penalties = sensitivities(self.task, build, list(weights))
-        wider = dict(rounder.packed(weights, 8, "nearest")) if self.bits == 4 else {}
+        narrow = {name: 8 for name, weight in weights.items() if weight.bits == 4}
+        wider = dict(rounder.packed(narrow, "nearest"))
         noisiest = [(-self.penalties[name] / self.sites[name].numbers, name) for name in weights]
         heapq.heapify(noisiest)
         now = dict(weights)

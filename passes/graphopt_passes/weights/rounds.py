@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,24 +45,23 @@ class Rounder:
         """Samples to fit weights to, and to choose between weights."""
         return Shares.of(self.task)
 
-    def packed(self, names: Collection[str], bits: int, method: str) -> Iterator[tuple[str, Packed]]:
+    def packed(self, bits: Mapping[str, int], method: str) -> Iterator[tuple[str, Packed]]:
         """The named weights one after the other, as they are done, but not those with NaN or infinity.
 
         Args:
-            names: of weights.
-            bits: 4 or 8.
+            bits: 4 or 8, by the weight's name.
             method: ``nearest``, ``hqq``, or ``gptq``, which falls back to ``hqq`` for what is no product of
                 known inputs.
         """
         run = self.task.new_run()
-        found = {place.name: place for place in places(self.model, run) if place.name in names}
+        found = {place.name: place for place in places(self.model, run) if place.name in bits}
         if method == "gptq":
             for place, moments in self._moments(found):
                 del found[place.name]
-                yield place.name, Packed.of(self._fit(place, moments, bits), "gptq", run.spill)
+                yield place.name, Packed.of(self._fit(place, moments, bits[place.name]), "gptq", run.spill)
         for done, place in enumerate(found.values()):
-            self.task.progress(f"rounding weights to {bits} bits", done, len(found))
-            weight, how = self._round(place, bits, method)
+            self.task.progress("rounding weights", done, len(found))
+            weight, how = self._round(place, bits[place.name], method)
             if weight is not None:
                 yield place.name, Packed.of(weight, how, run.spill)
 
