@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a lower precision needs of samples: to fit itself to them, and whether these must be given.
+    """What a lower precision needs of samples.
 
-    ``weights`` tells those that only round weights, for which no ranges of activations are found.
+    Attributes:
+        calibrates: samples are kept for it to be fitted to.
+        data: they must be the user's; else drawn ones would do.
+        weights: only weights are rounded. No ranges of activations are chosen, and drawn samples would not
+            do: without the user's there is nothing to fit to.
     """
 
     calibrates: bool
@@ -139,9 +143,9 @@ class Options:
 
     @property
     def calibrates(self) -> bool:
-        """Whether samples are kept for something to be fitted to; drawn ones are not worth it."""
+        """Whether samples are kept for something to be fitted to."""
         needs = PRECISIONS[self.precision] if self.precision is not None else None
-        return needs is not None and needs.calibrates and (needs.data or self.data is not None)
+        return needs is not None and needs.calibrates and (not needs.weights or self.data is not None)
 
     @property
     def budget(self) -> Budget:
