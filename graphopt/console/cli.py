@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
+from graphopt.console import completion
 from graphopt.console.exits import EXIT_CODES, explain
+from graphopt.console.limits import positive, to_bytes
 from graphopt.errors import UsageError
 
 app = typer.Typer(
@@ -28,53 +29,6 @@ def _flag(*names: str, panel: str | None = None, help: str) -> Any:
     """An option without a value; its type would only take room in the help."""
     return typer.Option(*names, help=help, metavar="", rich_help_panel=panel)
 
-
-def _pass_names(incomplete: str) -> Iterable[str]:
-    """Completes the last name of a list of passes."""
-    from graphopt import registry
-
-    done, comma, last = incomplete.rpartition(",")
-    return [f"{done}{comma}{name}" for name in registry.builtin() if name.startswith(last)]
-
-
-def _precisions(incomplete: str) -> Iterable[str]:
-    from graphopt.options import PRECISIONS
-
-    return [name for name in PRECISIONS if name.startswith(incomplete)]
-
-
-def _stores(incomplete: str) -> Iterable[str]:
-    from graphopt.options import STORES
-
-    return [name for name in STORES if name.startswith(incomplete)]
-
-
-def _roundings(incomplete: str) -> Iterable[str]:
-    from graphopt.options import ROUNDINGS
-
-    return [name for name in ROUNDINGS if name.startswith(incomplete)]
-
-
-def _ranges(incomplete: str) -> Iterable[str]:
-    from graphopt.options import RANGES
-
-    return [name for name in RANGES if name.startswith(incomplete)]
-
-
-def _targets(incomplete: str) -> Iterable[str]:
-    from graphopt.target import TARGETS
-
-    return [name for name in TARGETS if name.startswith(incomplete)]
-
-
-def _positive(limit: float | None) -> float | None:
-    """Refuses limits that the system could not keep; NaN among them."""
-    if limit is not None and not 0 < limit <= _LARGEST_LIMIT:
-        raise typer.BadParameter(f"{limit:g} is not in the range 0<x<={_LARGEST_LIMIT:,}")
-    return limit
-
-
-_LARGEST_LIMIT = 1_000_000
 
 RESULT, EVIDENCE, OUTPUT, DEBUG = "Result", "Verification and measurement", "Output", "Debugging"
 PRECISION = "Precision"
@@ -112,7 +66,10 @@ Threads = Annotated[
 TargetName = Annotated[
     str,
     typer.Option(
-        "--target", metavar="NAME", autocompletion=_targets, help="Execution provider: cpu, cuda or tensorrt."
+        "--target",
+        metavar="NAME",
+        autocompletion=completion.targets,
+        help="Execution provider: cpu, cuda or tensorrt.",
     ),
 ]
 Seed = Annotated[
@@ -128,7 +85,7 @@ TimeLimit = Annotated[
     float,
     typer.Option(
         metavar="S",
-        callback=_positive,
+        callback=positive,
         rich_help_panel=EVIDENCE,
         help="Seconds that one call into ONNX Runtime may take.",
     ),
@@ -137,15 +94,11 @@ MemoryLimit = Annotated[
     float | None,
     typer.Option(
         metavar="GB",
-        callback=_positive,
+        callback=positive,
         rich_help_panel=EVIDENCE,
         help="Data memory that ONNX Runtime may take; default: nine tenths of the machine's.",
     ),
 ]
-
-
-def _bytes(gigabytes: float | None) -> int | None:
-    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _version(wanted: bool) -> None:
@@ -189,7 +142,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="LIST",
-            autocompletion=_pass_names,
+            autocompletion=completion.pass_names,
             rich_help_panel=RESULT,
             help="Instead of the default plan, such as 'fold-constants{max-growth=0},fuse-conv-bn'.",
         ),
@@ -217,7 +170,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            autocompletion=_precisions,
+            autocompletion=completion.precisions,
             rich_help_panel=PRECISION,
             help="int8 (calibrated on --data), int8-dynamic (needs no data), int8-weights or int4-weights (of"
             " weights alone). Default: as it is.",
@@ -227,7 +180,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            autocompletion=_stores,
+            autocompletion=completion.stores,
             rich_help_panel=PRECISION,
             help="Store weights as fp16 or bf16 and compute on float32: half the file, the same speed. Works"
             " alone and after --precision.",
@@ -266,7 +219,7 @@ def optimize(
         str,
         typer.Option(
             metavar="NAME",
-            autocompletion=_roundings,
+            autocompletion=completion.roundings,
             rich_help_panel=PRECISION,
             help="How these are rounded: nearest, hqq (without data), gptq (fitted to --data), or auto.",
         ),
@@ -275,7 +228,7 @@ def optimize(
         str,
         typer.Option(
             metavar="NAME",
-            autocompletion=_ranges,
+            autocompletion=completion.ranges,
             rich_help_panel=PRECISION,
             help="Ranges of activations: auto (the best for each consumer), minmax, percentile, kl or mse.",
         ),
@@ -290,7 +243,7 @@ def optimize(
         float,
         typer.Option(
             metavar="MB",
-            callback=_positive,
+            callback=positive,
             rich_help_panel=PRECISION,
             help="Memory for the statistics of calibration; tensors are taken in groups that fit.",
         ),
@@ -339,7 +292,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="PASS",
-            autocompletion=_pass_names,
+            autocompletion=completion.pass_names,
             rich_help_panel=DEBUG,
             help="Print the graph as text to stderr after a pass, or after 'all'.",
         ),
@@ -418,7 +371,7 @@ def optimize(
             print_after=print_after,
             dump_dir=dump_dir,
             time_limit=time_limit,
-            memory_limit=_bytes(memory_limit),
+            memory_limit=to_bytes(memory_limit),
             progress=progress,
         )
     if report is not None:
@@ -459,7 +412,7 @@ def verify(
     from graphopt.proof.compare import verify as run
 
     with terminal.progress(enabled=not as_json) as progress:
-        memory = _bytes(memory_limit)
+        memory = to_bytes(memory_limit)
         given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit, memory)
         found = run(a, b, given, progress)
     terminal.print_verification(found, as_json)
@@ -487,7 +440,7 @@ def bench(
     from graphopt.proof.compare import bench as run
 
     with terminal.progress(enabled=not as_json) as progress:
-        memory = _bytes(memory_limit)
+        memory = to_bytes(memory_limit)
         given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit, memory)
         found = run(a, b, given, progress)
     terminal.print_bench(found, as_json)
@@ -517,7 +470,9 @@ def inspect(
 def passes(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[PASS]", autocompletion=_pass_names, help="Show this pass and its options."),
+        typer.Argument(
+            metavar="[PASS]", autocompletion=completion.pass_names, help="Show this pass and its options."
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +17,7 @@ import graphopt
 from graphopt import registry
 from graphopt.model import Model
 from graphopt.pipeline import Run
+from graphopt.precision import Outcome, Task
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
 from graphopt_passes.weights.store_half import HALVES, StoreHalf, store
@@ -238,6 +240,20 @@ def test_storage_follows_lower_precision() -> None:
     )
     kinds = {layer.precision for layer in result.report.layers}
     assert {"int8", "float16"} <= kinds
+
+
+def test_storage_that_fails_takes_nothing_from_what_was_achieved_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(task: Task) -> Outcome:
+        return Outcome(None, "it costs too much", replace(task.judge.reference, sqnr_db=1.0))
+
+    monkeypatch.setattr(registry, "store", lambda _: fail)
+    options = {"precision": "int8-dynamic", "measure": False, "max_drop": "5%"}
+    alone = graphopt.optimize(models.path("fashion_mlp"), **options).report
+    both = graphopt.optimize(models.path("fashion_mlp"), store="fp16", **options).report
+    assert both.accuracy == alone.accuracy and both.layers == alone.layers
+    assert "storage as fp16 not achieved, the model stays as it is: it costs too much" in both.notes
 
 
 def test_the_names_of_both_tables_agree() -> None:
