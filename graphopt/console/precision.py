@@ -32,8 +32,13 @@ def facts(report: Report) -> Iterator[Fact]:
         told = f"{lowered:,} of {units.plural(len(nodes), 'layer')}"
         yield "int8", told + ("" if share is None else f", {share:.0%} of the MACs")
     weights = [layer for layer in report.layers if layer.bytes_before is not None]
+    halves = [layer for layer in weights if layer.precision in ("float16", "bfloat16")]
+    others = [layer for layer in weights if layer not in halves]
+    if any(map(_is_lowered, others)):
+        yield "weights", _weights(others)
+        weights = halves  # scales of integers among them, whose bytes count above, too
     if weights:
-        yield "weights", _weights(weights)
+        yield "stored", _weights(weights)
 
 
 def _weights(weights: Sequence[LayerReport]) -> str:
