@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import graph as g
+from graphopt import registry
 from graphopt.candidates import Candidate, Candidates
 from graphopt.errors import InvalidModelError, ParityError, UsageError, WorkerError
 from graphopt.journal import Journal
@@ -19,7 +20,7 @@ from graphopt.model import Model
 from graphopt.observers import FingerprintCheck, dump, print_after
 from graphopt.options import Options
 from graphopt.pipeline import Observer, Pass, Run
-from graphopt.report import LeftOut, Report, Stats
+from graphopt.report import AccuracyReport, LayerReport, LeftOut, Report, Stats
 from graphopt.runtime.worker import Worker
 from graphopt.search import first_failure
 from graphopt.storage.files import check_destination
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.lowering import Lowerer
+    from graphopt.precision import Lowering, Outcome
     from graphopt.proof.measure import Comparison
     from graphopt.proof.verify import Verdict, Verifier
     from graphopt.samples.sampling import Samples
@@ -91,7 +93,11 @@ class Compiler:
             if self.options.measure:
                 candidate = self._pay(candidate)
             if self.options.precision is not None:
-                candidate = self._lower(candidate, self.options.precision)
+                name = self.options.precision
+                candidate = self._lower(candidate, name, registry.precision(name))
+            if self.options.store is not None:
+                name = f"storage as {self.options.store}"
+                candidate = self._lower(candidate, name, registry.store(self.options.store))
             self._suggest_freezing(candidate)
             return self._finish(candidate)
 
@@ -128,7 +134,7 @@ class Compiler:
         name = str(self.original.path or type(self.source).__name__)
         output = str(self.output) if self.output is not None else None
         report = Report(name, output, str(self.pipeline), self.target.name)
-        report.before = Stats.of(self.original)
+        report.before, report.precision = Stats.of(self.original), self.options.precision
         return report
 
     def _observers(self) -> list[Observer]:
@@ -289,14 +295,13 @@ class Compiler:
 
     # Lower precision.
 
-    def _lower(self, candidate: Candidate, precision: str) -> Candidate:
+    def _lower(self, candidate: Candidate, precision: str, stage: Lowering) -> Candidate:
         """The candidate in lower precision, or as it is, with the reason."""
         self._begin(f"lowering to {precision}")
-        self.report.precision = precision
-        outcome, self.report.accuracy = self._lowerer.lower(candidate.model, precision)
-        self.report.layers = list(outcome.layers)
+        outcome, accuracy = self._lowerer.lower(candidate.model, stage)
         self.report.notes += outcome.notes
         if outcome.model is None:
+            self._tell(outcome.layers, accuracy, kept=False)
             return self._not_lowered(candidate, precision, outcome.reason)
         lowered = Candidate(outcome.model, candidate.journal)
         measured = self.options.measure and self._runnable()
@@ -307,22 +312,19 @@ class Compiler:
             comparison = self._compare(self.original_path, lowered)
             if comparison.verdict == "slower":
                 lowered.discard()
-                return self._too_slow(candidate, precision, comparison)
+                reason = f"the result is slower than the original: {comparison.summary()}"
+                self._tell(*_taken_back(outcome, accuracy, reason), kept=False)
+                return self._not_lowered(candidate, precision, reason)
             self._keep(lowered, comparison)
+        self._tell(outcome.layers, accuracy, kept=True)
         candidate.discard()
         return lowered
 
-    def _too_slow(self, candidate: Candidate, precision: str, comparison: Comparison) -> Candidate:
-        """Take back what the last measurement contradicts, and what the report says of it."""
-        reason = f"the result is slower than the original: {comparison.summary()}"
-        told = "the whole is slower than the original"
-        self.report.layers = [
-            replace(layer, precision="float32", fused=None, reason=layer.reason or told)
-            for layer in self.report.layers
-        ]
-        if self.report.accuracy is not None:
-            self.report.accuracy = replace(self.report.accuracy, achieved=False, reason=reason)
-        return self._not_lowered(candidate, precision, reason)
+    def _tell(self, layers: Iterable[LayerReport], accuracy: AccuracyReport | None, kept: bool) -> None:
+        """Report a stage; what an earlier one achieved is not replaced by what this one did not."""
+        self.report.layers += layers
+        if accuracy is not None and (kept or self.report.accuracy is None):
+            self.report.accuracy = accuracy
 
     @cached_property
     def _lowerer(self) -> Lowerer:
@@ -423,6 +425,24 @@ class Compiler:
         wanted = (self.replayed or frozenset()) - {item.rewrite for item in self.candidates.left_out}
         if missed := len(wanted - set(self.report.rewrites)):
             yield f"--replay: {missed} of {len(wanted)} rewrites of the report found no place in this model"
+
+
+def _taken_back(
+    outcome: Outcome, accuracy: AccuracyReport | None, reason: str
+) -> tuple[list[LayerReport], AccuracyReport | None]:
+    """What is told of a result that the last measurement contradicts."""
+    told = "the whole is slower than the original"
+    layers = [
+        replace(
+            layer,
+            precision="float32",
+            fused=None,
+            bytes_after=layer.bytes_before,
+            reason=layer.reason or told,
+        )
+        for layer in outcome.layers
+    ]
+    return layers, accuracy and replace(accuracy, achieved=False, reason=reason)
 
 
 def _check_output(source: Path | None, output: Path, in_place: bool) -> None:

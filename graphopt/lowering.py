@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt import registry
 from graphopt.errors import WorkerError
-from graphopt.options import PRECISIONS
 from graphopt.pipeline import Run
 from graphopt.precision import Task
 from graphopt.proof.evaluation import HeldOut
@@ -20,7 +19,7 @@ from graphopt.storage.spill import Spill
 if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.options import Options
-    from graphopt.precision import Outcome
+    from graphopt.precision import Lowering, Outcome
     from graphopt.proof.heldout import Division
     from graphopt.runtime.worker import Worker
     from graphopt.samples.sampling import Sample
@@ -49,46 +48,50 @@ class Lowerer:
     options: Options
     measured: bool
 
-    def lower(self, model: Model, precision: str) -> tuple[Outcome, AccuracyReport | None]:
-        """What one stage makes of an exact result, and what that costs in accuracy if it was judged.
+    def lower(self, model: Model, stage: Lowering) -> tuple[Outcome, AccuracyReport | None]:
+        """What one stage makes of a result, and what that costs in accuracy if it was judged.
 
         Raises:
             DataError: the samples do not fit the model, or overlap.
             UsageError: the budget needs a metric, and there is none.
         """
-        task = self._task(model, precision)
-        outcome = registry.precision(precision)(task)
+        task = self._task(model)
+        outcome = stage(task)
         return outcome, self._accuracy(task, outcome)
 
-    def _task(self, model: Model, precision: str) -> Task:
+    def _task(self, model: Model) -> Task:
         spill = Spill()  # one for all runs: what several models share is stored once
-        division = self._division(PRECISIONS[precision].calibrates)
-        judge = HeldOut(
-            self.worker,
-            self.original_path,
-            division.evaluation,
-            division.metric,
-            self.here,
-            self.options.threads,
-            progress=self.options.progress,
-        )
         return Task(
             model,
             lambda: Run(self.target, self.worker, keep=frozenset(self.options.keep), spill=spill),
             self.worker,
             self.here,
             self.options,
-            division,
-            judge,
+            lambda: self._division,
+            lambda: self._judge,
             self.measured,
         )
 
-    def _division(self, calibrates: bool) -> Division:
+    @cached_property
+    def _judge(self) -> HeldOut:
+        return HeldOut(
+            self.worker,
+            self.original_path,
+            self._division.evaluation,
+            self._division.metric,
+            self.here,
+            self.options.threads,
+            progress=self.options.progress,
+        )
+
+    @cached_property
+    def _division(self) -> Division:
         options, graph = self.options, self.original.ir
         samples = gather(graph, options.data, options.shapes, options.seed, options.calibration_limit)
         samples.fit(self._runs)
         specs = inputs_of(graph)
-        division = divide(samples, options.eval, specs, calibrate=calibrates, progress=options.progress)
+        calibrate = options.calibrates
+        division = divide(samples, options.eval, specs, calibrate=calibrate, progress=options.progress)
         options.budget.require_metric(division.metric is not None)
         return division
 

@@ -29,11 +29,13 @@ class Needs:
         calibrates: samples are kept for it to be fitted to.
         data: they must be the user's; else drawn ones would do.
         ranges: it chooses ranges of activations from statistics that can be saved.
+        weights: only weights are rounded; drawn samples would not do to fit them to.
     """
 
     calibrates: bool
     data: bool
     ranges: bool = False
+    weights: bool = False
 
 
 PRECISIONS = {
@@ -41,8 +43,13 @@ PRECISIONS = {
     "int8-dynamic": Needs(calibrates=False, data=False),
     "fp16": Needs(calibrates=True, data=False),
     "bf16": Needs(calibrates=True, data=False),
+    "int8-weights": Needs(calibrates=True, data=False, weights=True),
+    "int4-weights": Needs(calibrates=True, data=False, weights=True),
 }
 HALVES = ("fp16", "bf16")
+ROUNDINGS = ("auto", "nearest", "hqq", "gptq")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+STORES = ("fp16", "bf16")
 RANGES = ("auto", "minmax", "percentile", "kl", "mse")
 CALIBRATION_MEMORY = 512_000_000
 
@@ -73,14 +80,21 @@ class Options:
         replay: a report whose decisions are repeated; it also says which passes run.
         time_limit: seconds that one call into ONNX Runtime may take.
         memory_limit: bytes of data memory for ONNX Runtime; ``None`` is nine tenths of the machine's memory.
-        precision: ``int8`` (calibrated on ``data``), ``int8-dynamic`` (needs no data), or ``fp16`` or
-            ``bf16`` (for GPUs; calibrated on ``data``, else on drawn samples); None changes none.
+        precision: ``int8`` (calibrated on ``data``), ``int8-dynamic`` (needs no data), ``int8-weights`` or
+            ``int4-weights`` (of weights alone), or ``fp16`` or ``bf16`` (for GPUs; calibrated on ``data``,
+            else on drawn samples); None changes none.
         convert_io: let float inputs and outputs of the model be half, too, with ``fp16`` or ``bf16``.
+        store: ``fp16`` or ``bf16``: how weights are stored that the model computes with as float32, after any
+            ``precision``; None leaves them as they are.
         eval: what judges a lower precision: an .npz with an array per input and, for a metric, ``labels``; a
             folder of samples; ``module:function`` or a function, which gets a callable that runs the model
             and returns a number, higher is better. None judges by agreement and noise on held-out ``data``.
         max_drop: how much may be lost: ``0.5%`` of the original's metric (or of its decisions, if there is no
             metric), or ``0.5`` as an amount of the metric; see :class:`graphopt.proof.budget.Budget`.
+        block_size: how many numbers of a weight share a scale, with ``int8-weights`` and ``int4-weights``: 16
+            to 256, a power of two; None takes 128 and 32.
+        rounding: how weights are rounded there: ``nearest``, ``hqq`` (without data), ``gptq`` (fitted to
+            ``data``), or ``auto``.
         ranges: how ranges of activations are chosen: ``auto``, ``minmax``, ``percentile``, ``kl`` or ``mse``.
         calibration_memory: bytes that the statistics of activations may take at a time.
         save_calibration: a file for these statistics (arrays go to an .npz beside it).
@@ -112,8 +126,11 @@ class Options:
     memory_limit: int | None = None
     precision: str | None = None
     convert_io: bool = False
+    store: str | None = None
     eval: str | Callable[..., Any] | None = None
     max_drop: str | None = None
+    block_size: int | None = None
+    rounding: str = "auto"
     ranges: str = "auto"
     calibration_memory: int = CALIBRATION_MEMORY
     save_calibration: Path | None = None
@@ -131,6 +148,12 @@ class Options:
         self.budget.require_metric(self.eval is not None)
         if self.save_calibration is not None:
             check_destination(self.save_calibration)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether samples are kept for something to be fitted to."""
+        needs = PRECISIONS[self.precision] if self.precision is not None else None
+        return needs is not None and needs.calibrates and (not needs.weights or self.data is not None)
 
     @property
     def budget(self) -> Budget:
@@ -178,10 +201,15 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
         "--calibration": options.calibration is not None,
     }
     judging = {"--eval": options.eval is not None, "--max-drop": options.max_drop is not None}
+    rounding = {"--block-size": options.block_size is not None, "--rounding": options.rounding != "auto"}
+    if options.store is not None and options.store not in STORES:
+        yield f"unknown --store '{options.store}'; choose one of {', '.join(STORES)}"
     if options.precision is None:
         if options.convert_io:
             yield f"--convert-io needs --precision {' or '.join(HALVES)}"
-        yield from (f"{name} needs --precision" for name, given in (judging | calibrating).items() if given)
+        needless = (calibrating if options.store is not None else judging | calibrating) | rounding
+        yield from (f"{name} needs --precision" for name, given in needless.items() if given)
+        yield from _missing_eval(options)
         return
     if options.precision not in PRECISIONS:
         yield f"unknown precision '{options.precision}'; choose one of {', '.join(PRECISIONS)}"
@@ -190,11 +218,29 @@ def _precision_conflicts(options: Options) -> Iterator[str]:
         yield f"unknown --ranges '{options.ranges}'; choose one of {', '.join(RANGES)}"
     if options.convert_io and options.precision not in HALVES:
         yield f"--convert-io needs --precision {' or '.join(HALVES)}"
+    if PRECISIONS[options.precision].weights:
+        yield from _rounding_conflicts(options)
+    else:
+        given = [name for name, is_given in rounding.items() if is_given]
+        yield from (f"{name}: {options.precision} has no use for it; leave it out" for name in given)
     if not PRECISIONS[options.precision].calibrates:
         given = [name for name, is_given in calibrating.items() if is_given]
         yield from (f"{name}: {options.precision} calibrates nothing; leave it out" for name in given)
     else:
         yield from _calibration_conflicts(options)
+    yield from _missing_eval(options)
+
+
+def _rounding_conflicts(options: Options) -> Iterator[str]:
+    if options.rounding not in ROUNDINGS:
+        yield f"unknown --rounding '{options.rounding}'; choose one of {', '.join(ROUNDINGS)}"
+    if options.block_size not in (None, *BLOCK_SIZES):
+        yield f"--block-size {options.block_size} is none of {', '.join(map(str, BLOCK_SIZES))}"
+    if options.rounding == "gptq" and options.data is None:
+        yield "--rounding gptq fits weights to samples: give them with --data, or use hqq, which needs none"
+
+
+def _missing_eval(options: Options) -> Iterator[str]:
     if isinstance(options.eval, str) and ":" not in options.eval and not Path(options.eval).exists():
         yield f"no such --eval: {options.eval} (an .npz file, a folder, or package.module:function)"
 

@@ -68,8 +68,8 @@ class Task:
         worker: runs models.
         target: where the result will run.
         options: what the user asked for.
-        division: the samples that calibrate, and those that judge.
-        judge: scores models on the samples that judge.
+        divided: makes ``division`` when a stage first asks for it, since samples may have to be drawn.
+        judging: makes ``judge`` likewise.
         measured: whether latencies can be measured here.
     """
 
@@ -78,9 +78,19 @@ class Task:
     worker: Worker
     target: Target
     options: Options
-    division: Division
-    judge: HeldOut
+    divided: Callable[[], Division]
+    judging: Callable[[], HeldOut]
     measured: bool
+
+    @cached_property
+    def division(self) -> Division:
+        """The samples that calibrate, and those that judge."""
+        return self.divided()
+
+    @cached_property
+    def judge(self) -> HeldOut:
+        """Scores models on the samples that judge."""
+        return self.judging()
 
     def write(self, model: Model) -> Path:
         """A file of a model that nobody keeps."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -95,9 +95,21 @@ def precision(name: str) -> Lowering:
     Raises:
         UsageError: there is no such precision.
     """
-    table = importlib.import_module("graphopt_passes").PRECISIONS
+    return _lowering("precision", name, importlib.import_module("graphopt_passes").PRECISIONS)
+
+
+def store(name: str) -> Lowering:
+    """What stores the weights of models as ``name``.
+
+    Raises:
+        UsageError: there is no such way to store them.
+    """
+    return _lowering("store", name, importlib.import_module("graphopt_passes").STORES)
+
+
+def _lowering(what: str, name: str, table: Mapping[str, str]) -> Lowering:
     if name not in table:
-        raise UsageError(f"unknown precision '{name}'; choose one of {', '.join(table)}")
+        raise UsageError(f"unknown {what} '{name}'; choose one of {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     found: Lowering = getattr(importlib.import_module(module), attribute)
     return found

@@ -62,18 +62,21 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One node that lower precision was considered for.
+    """One node, or one weight, that lower precision was considered for.
 
     Attributes:
-        name: of its first output value.
-        op: its operator.
-        precision: what it computes in, in the result: ``int8``, ``float16``, ``float32``, ...
+        name: of its first output value, or of the weight.
+        op: its operator, or that of the first node that reads the weight.
+        precision: what it computes in, or is stored as, in the result: ``int8``, ``float16``, ...
         sqnr_db: of the model's outputs when this layer alone is in lower precision; None if not measured.
         clipped: share of the calibration's numbers beyond ``low`` and ``high``; None if not known.
         low, high: the range that its output's grid stands for; None if its output is not on a grid.
-        method: how that range was chosen, such as ``kl``; empty if there is none.
+        method: how that range was chosen, such as ``kl``, or how a weight was rounded; empty if there is
+            none.
         fused: whether ONNX Runtime runs it as one integer kernel; None if it is not meant to.
         float_ms, int8_ms: milliseconds of a run, before and after; None if not measured.
+        block: how many numbers of a weight share a scale; None if it has none.
+        bytes_before, bytes_after: of a weight with its scales; None for a node.
         reason: why it is not in lower precision, or what else is to be known; empty if nothing is.
     """
 
@@ -88,6 +91,9 @@ class LayerReport:
     fused: bool | None = None
     float_ms: float | None = None
     int8_ms: float | None = None
+    block: int | None = None
+    bytes_before: int | None = None
+    bytes_after: int | None = None
     reason: str = ""
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
+from graphopt.console import completion
 from graphopt.console.exits import EXIT_CODES, explain
+from graphopt.console.limits import positive, to_bytes
 from graphopt.errors import UsageError
 
 app = typer.Typer(
@@ -28,41 +29,6 @@ def _flag(*names: str, panel: str | None = None, help: str) -> Any:
     """An option without a value; its type would only take room in the help."""
     return typer.Option(*names, help=help, metavar="", rich_help_panel=panel)
 
-
-def _pass_names(incomplete: str) -> Iterable[str]:
-    """Completes the last name of a list of passes."""
-    from graphopt import registry
-
-    done, comma, last = incomplete.rpartition(",")
-    return [f"{done}{comma}{name}" for name in registry.builtin() if name.startswith(last)]
-
-
-def _precisions(incomplete: str) -> Iterable[str]:
-    from graphopt.options import PRECISIONS
-
-    return [name for name in PRECISIONS if name.startswith(incomplete)]
-
-
-def _ranges(incomplete: str) -> Iterable[str]:
-    from graphopt.options import RANGES
-
-    return [name for name in RANGES if name.startswith(incomplete)]
-
-
-def _targets(incomplete: str) -> Iterable[str]:
-    from graphopt.target import TARGETS
-
-    return [name for name in TARGETS if name.startswith(incomplete)]
-
-
-def _positive(limit: float | None) -> float | None:
-    """Refuses limits that the system could not keep; NaN among them."""
-    if limit is not None and not 0 < limit <= _LARGEST_LIMIT:
-        raise typer.BadParameter(f"{limit:g} is not in the range 0<x<={_LARGEST_LIMIT:,}")
-    return limit
-
-
-_LARGEST_LIMIT = 1_000_000
 
 RESULT, EVIDENCE, OUTPUT, DEBUG = "Result", "Verification and measurement", "Output", "Debugging"
 PRECISION = "Precision"
@@ -100,7 +66,10 @@ Threads = Annotated[
 TargetName = Annotated[
     str,
     typer.Option(
-        "--target", metavar="NAME", autocompletion=_targets, help="Execution provider: cpu, cuda or tensorrt."
+        "--target",
+        metavar="NAME",
+        autocompletion=completion.targets,
+        help="Execution provider: cpu, cuda or tensorrt.",
     ),
 ]
 Seed = Annotated[
@@ -116,7 +85,7 @@ TimeLimit = Annotated[
     float,
     typer.Option(
         metavar="S",
-        callback=_positive,
+        callback=positive,
         rich_help_panel=EVIDENCE,
         help="Seconds that one call into ONNX Runtime may take.",
     ),
@@ -125,15 +94,11 @@ MemoryLimit = Annotated[
     float | None,
     typer.Option(
         metavar="GB",
-        callback=_positive,
+        callback=positive,
         rich_help_panel=EVIDENCE,
         help="Data memory that ONNX Runtime may take; default: nine tenths of the machine's.",
     ),
 ]
-
-
-def _bytes(gigabytes: float | None) -> int | None:
-    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _version(wanted: bool) -> None:
@@ -163,6 +128,8 @@ _EXAMPLES = (
     "graphopt optimize model.onnx out.onnx --precision int8 --data calib.npz --eval test.npz --max-drop 0.5%",
     "graphopt optimize model.onnx out.onnx --precision int8-dynamic",
     "graphopt optimize model.onnx out.onnx --precision fp16 --target cuda --data calib.npz",
+    "graphopt optimize model.onnx out.onnx --precision int4-weights --data calib.npz",
+    "graphopt optimize model.onnx out.onnx --store fp16",
 )
 
 
@@ -176,7 +143,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="LIST",
-            autocompletion=_pass_names,
+            autocompletion=completion.pass_names,
             rich_help_panel=RESULT,
             help="Instead of the default plan, such as 'fold-constants{max-growth=0},fuse-conv-bn'.",
         ),
@@ -204,10 +171,20 @@ def optimize(
         str | None,
         typer.Option(
             metavar="NAME",
-            autocompletion=_precisions,
+            autocompletion=completion.precisions,
             rich_help_panel=PRECISION,
-            help="int8 (calibrated on --data), int8-dynamic (needs no data), or fp16 or bf16 (for GPUs)."
-            " Default: as it is.",
+            help="int8 (calibrated on --data), int8-dynamic (needs no data), int8-weights or int4-weights (of"
+            " weights alone), or fp16 or bf16 (for GPUs). Default: as it is.",
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.stores,
+            rich_help_panel=PRECISION,
+            help="Store weights as fp16 or bf16 and compute on float32: half the file, the same speed. Works"
+            " alone and after --precision.",
         ),
     ] = None,
     convert_io: Annotated[
@@ -234,11 +211,29 @@ def optimize(
             " an amount of the metric. Default: 0.5%.",
         ),
     ] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=PRECISION,
+            help="Numbers of a weight that share a scale in int8-weights and int4-weights: 16, 32, 64, 128 or"
+            " 256. Default: 128 and 32.",
+        ),
+    ] = None,
+    rounding: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.roundings,
+            rich_help_panel=PRECISION,
+            help="How these are rounded: nearest, hqq (without data), gptq (fitted to --data), or auto.",
+        ),
+    ] = "auto",
     ranges: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            autocompletion=_ranges,
+            autocompletion=completion.ranges,
             rich_help_panel=PRECISION,
             help="Ranges of activations: auto (the best for each consumer), minmax, percentile, kl or mse.",
         ),
@@ -253,7 +248,7 @@ def optimize(
         float,
         typer.Option(
             metavar="MB",
-            callback=_positive,
+            callback=positive,
             rich_help_panel=PRECISION,
             help="Memory for the statistics of calibration; tensors are taken in groups that fit.",
         ),
@@ -302,7 +297,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="PASS",
-            autocompletion=_pass_names,
+            autocompletion=completion.pass_names,
             rich_help_panel=DEBUG,
             help="Print the graph as text to stderr after a pass, or after 'all'.",
         ),
@@ -362,8 +357,11 @@ def optimize(
             in_place=in_place,
             precision=precision,
             convert_io=convert_io,
+            store=store,
             eval=evaluation,
             max_drop=max_drop,
+            block_size=block_size,
+            rounding=rounding,
             ranges=ranges,
             calibration_limit=calibration_limit,
             calibration_memory=round(calibration_memory * 1e6),
@@ -379,7 +377,7 @@ def optimize(
             print_after=print_after,
             dump_dir=dump_dir,
             time_limit=time_limit,
-            memory_limit=_bytes(memory_limit),
+            memory_limit=to_bytes(memory_limit),
             progress=progress,
         )
     if report is not None:
@@ -420,7 +418,7 @@ def verify(
     from graphopt.proof.compare import verify as run
 
     with terminal.progress(enabled=not as_json) as progress:
-        memory = _bytes(memory_limit)
+        memory = to_bytes(memory_limit)
         given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit, memory)
         found = run(a, b, given, progress)
     terminal.print_verification(found, as_json)
@@ -448,7 +446,7 @@ def bench(
     from graphopt.proof.compare import bench as run
 
     with terminal.progress(enabled=not as_json) as progress:
-        memory = _bytes(memory_limit)
+        memory = to_bytes(memory_limit)
         given = Conditions(target, data, shape or (), seed, threads, custom_ops or (), time_limit, memory)
         found = run(a, b, given, progress)
     terminal.print_bench(found, as_json)
@@ -478,7 +476,9 @@ def inspect(
 def passes(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[PASS]", autocompletion=_pass_names, help="Show this pass and its options."),
+        typer.Argument(
+            metavar="[PASS]", autocompletion=completion.pass_names, help="Show this pass and its options."
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,21 +26,39 @@ def facts(report: Report) -> Iterator[Fact]:
     """The accuracy against its budget, and how much is in lower precision."""
     if report.accuracy is not None:
         yield from _accuracy(report.accuracy)
-    if report.layers:
-        lowered = sum(map(_is_lowered, report.layers))
+    nodes = [layer for layer in report.layers if layer.bytes_before is None]
+    if nodes:
+        lowered = sum(map(_is_lowered, nodes))
         share = report.accuracy.int8_macs if report.accuracy is not None else None
-        told = f"{lowered:,} of {units.plural(len(report.layers), 'layer')}"
+        told = f"{lowered:,} of {units.plural(len(nodes), 'layer')}"
         yield (
             (report.precision or "int8").removesuffix("-dynamic"),
             told + ("" if share is None else f", {share:.0%} of the MACs"),
         )
+    weights = [layer for layer in report.layers if layer.bytes_before is not None]
+    halves = [layer for layer in weights if layer.precision in _HALVES]
+    others = [layer for layer in weights if layer not in halves]
+    if any(map(_is_lowered, others)):
+        yield "weights", _weights(others)
+        weights = halves  # scales of integers among them, whose bytes count above, too
+    if weights:
+        yield "stored", _weights(weights)
+
+
+def _weights(weights: Sequence[LayerReport]) -> str:
+    """How many weights are stored as what, and their bytes before and after."""
+    counts = Counter(layer.precision for layer in weights)
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+    before = sum(layer.bytes_before or 0 for layer in weights)
+    after = sum(layer.bytes_after or 0 for layer in weights)
+    return f"{told}; {units.size(before)} -> {units.size(after)} ({units.change(before, after)})"
 
 
 def cases(report: Report) -> Iterator[tuple[str, list[Case]]]:
     """Layers that stayed as they were, and those that do not run as one kernel: operator, name and reason."""
     yield (
         "as it was",
-        [(one.op, one.name, one.reason) for one in report.layers if one.reason and not _is_lowered(one)],
+        [(one.op, one.name, one.reason) for one in report.layers if one.reason and _is_float(one)],
     )
     yield "not fused", [(one.op, one.name, _unfused(one)) for one in report.layers if one.fused is False]
 
@@ -76,6 +95,10 @@ def _is_lowered(layer: LayerReport) -> bool:
 def _has_numbers(layer: LayerReport) -> bool:
     """Whether a row would tell more than that the layer is half, as most are."""
     return layer.precision not in _HALVES or layer.sqnr_db is not None
+
+
+def _is_float(layer: LayerReport) -> bool:
+    return layer.precision in ("float32", "float64")
 
 
 def _ending(name: str) -> str:

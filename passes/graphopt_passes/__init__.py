@@ -77,6 +77,10 @@ PASSES: dict[str, tuple[str, str]] = {
         f"{_HERE}.quantize.dynamic:QuantizeDynamic",
         "compute products with constant weights on integers, ranges found in each run (lossy)",
     ),
+    "store-half": (
+        f"{_HERE}.weights.store_half:StoreHalf",
+        "store weights in half precision, widened when the model is loaded (lossy)",
+    ),
     "raise-opset": (
         f"{_HERE}.exact.raise_opset:RaiseOpset",
         "write the model in a newer opset, such as one that quantizes per channel (only on request)",
@@ -93,5 +97,13 @@ PRECISIONS: dict[str, str] = {
     "int8-dynamic": f"{_HERE}.quantize.dynamic_search:lower",
     "fp16": f"{_HERE}.halve.lower:fp16",
     "bf16": f"{_HERE}.halve.lower:bf16",
+    "int8-weights": f"{_HERE}.weights.lower:int8",
+    "int4-weights": f"{_HERE}.weights.lower:int4",
 }
 """Name of ``--precision`` → what lowers it, a :class:`graphopt.precision.Lowering`."""
+
+STORES: dict[str, str] = {
+    "fp16": f"{_HERE}.weights.store:fp16",
+    "bf16": f"{_HERE}.weights.store:bf16",
+}
+"""Name of ``--store`` → what stores weights so, a :class:`graphopt.precision.Lowering`."""

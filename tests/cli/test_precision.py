@@ -178,6 +178,20 @@ def test_a_report_without_lower_precision_says_nothing_of_it() -> None:
     assert not list(precision.layer_rows(report(), 0))
 
 
+def test_weights_are_counted_by_what_they_became() -> None:
+    layers = [
+        LayerReport("a", "MatMul", "int4", block=32, bytes_before=4000, bytes_after=600),
+        LayerReport("b", "Gather", "int8", block=128, bytes_before=2000, bytes_after=600),
+        LayerReport("a_scales", "MatMulNBits", "float16", bytes_before=400, bytes_after=200),
+        LayerReport("c", "Conv", "float32", bytes_before=4000, bytes_after=4000, reason="because"),
+    ]
+    text = told(report(*layers))
+    assert "weights: 1 int4, 1 int8, 1 float32; 10.0 kB -> 5.20 kB (-48 %)" in text
+    assert "stored: 1 float16; 400 B -> 200 B (-50 %)" in text
+    assert "as it was: Conv at c: because" in text and "int8: " not in text
+    assert "stored: 1 float32; 4.00 kB -> 4.00 kB (same)" in told(report(layers[-1]))
+
+
 def test_json_holds_every_layer_and_both_scores() -> None:
     read = json.loads(to_json(report(*LAYERS, REVERTED, accuracy=ACCURACY).to_dict()))
     assert [layer["name"] for layer in read["layers"]] == [layer.name for layer in (*LAYERS, REVERTED)]

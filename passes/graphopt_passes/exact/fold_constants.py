@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.shapes.inference import Shapes
 
+WIDENED = 128
+"""Bytes up to which a constant may be stored in a wider type."""
 _NAME = "fold-constants"
 _FAILED = "ONNX Runtime cannot compute it: "
 _LARGE = 64 << 20  # bytes of a value from which on it must not be twice as large as what it is made from
-_WIDENED = 256  # bytes up to which a constant may be stored in a wider type
 _NODE = 24  # bytes of a Constant node without its name and tensor
 # Their values are no tensors, so they fold only together with what turns them into tensors again.
 _SEQUENCES = (
@@ -153,7 +154,7 @@ class _Folding:
         given = sum(self._size(value) or 0 for value in node.inputs if value is not None)
         if made > max(_LARGE, 2 * given):
             return f"its result takes {made:,} bytes and is made from {given:,}"
-        if g.is_op(node, "Cast") and made > max(_WIDENED, given) and not self.max_growth:
+        if g.is_op(node, "Cast") and made > max(WIDENED, given) and not self.max_growth:
             return f"the constant stays in its narrow type: {given:,} bytes instead of {made:,}"
         return None
 

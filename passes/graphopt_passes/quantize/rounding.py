@@ -9,6 +9,9 @@ Computed here in the equivalent form of LDLQ (Chee et al. 2023, theorem 6), whic
 so that the error is Σₖ Dₖ·(error of rounding column k)². Columns of high energy go first (GPTQ's
 activation order). All channels of a group go together; each is kept only if it beats rounding to nearest.
 
+Scales may be one per channel, or differ from block to block of the columns (:class:`Steps`); all that changes
+is the grid on which a column is rounded.
+
 Weights are rows [channels, columns] as in :mod:`graphopt_passes.quantize.weights`; moments are [columns,
 columns], or [groups, columns, columns] where a Conv has groups, symmetric, in any unit. If a bias takes up
 the mean error of the output, moments about the mean are the ones to give.
@@ -17,6 +20,7 @@ the mean error of the output, moments about the mean are the ones to give.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +51,53 @@ def feedback(
     Raises:
         ValueError: the moments do not fit the weight, or hold NaN or infinity.
     """
-    units = np.asarray(w, np.float64) / np.asarray(scales, np.float64).reshape(-1, 1)
-    data = np.empty(w.shape, np.int8)
+    steps = np.broadcast_to(np.asarray(scales, np.float64).reshape(-1, 1), w.shape)
+    return rounded(w, Steps(steps, -limit(bits), limit(bits)), moments, damp=damp).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Grids that may differ from number to number, as those of blocks do: w ≈ i·size, least ≤ i ≤ most.
+
+    Attributes:
+        size: float64 [channels, columns], positive.
+        least, most: of the same shape, or one number for all.
+    """
+
+    size: Array
+    least: Array | int
+    most: Array | int
+
+    def of(self, channels: slice) -> Steps:
+        """Those of some channels."""
+        least, most = (found if isinstance(found, int) else found[channels] for found in self._ends)
+        return Steps(self.size[channels], least, most)
+
+    def turned(self, columns: Array) -> Steps:
+        """[columns, channels], the columns in another order."""
+        size, least, most = (np.broadcast_to(part, self.size.shape) for part in (self.size, *self._ends))
+        return Steps(*(np.ascontiguousarray(part[:, columns].T) for part in (size, least, most)))
+
+    def nearest(self, w: Array) -> Doubles:
+        """The nearest integers."""
+        return np.asarray(np.clip(np.rint(w / self.size), self.least, self.most), np.float64)
+
+    @property
+    def _ends(self) -> tuple[Array | int, Array | int]:
+        return self.least, self.most
+
+
+def rounded(w: Array, steps: Steps, moments: Array, *, damp: float = 0.01) -> Doubles:
+    """As :func:`feedback`, on any steps.
+
+    Returns:
+        Whole numbers, float64 [channels, columns].
+    """
+    rows = np.asarray(w, np.float64)
+    data = np.empty(w.shape)
     for part, own in _groups(moments, w.shape):
-        data[part] = _better(units[part], _rounded(units[part], own, damp, limit(bits)), own, limit(bits))
+        found = _rounded(rows[part], steps.of(part), own, damp)
+        data[part] = _better(rows[part], steps.of(part), found, own)
     return data
 
 
@@ -77,7 +124,7 @@ def corrected(w: Array, moments: Array, cross: Array, *, damp: float = 0.01) -> 
     for (part, own), (_, mixed) in zip(_groups(moments, w.shape), _groups(cross, w.shape), strict=True):
         rows = np.asarray(w[part], np.float64)
         missing = (rows @ (mixed - own)).T
-        found[part] = rows + np.linalg.solve(_damped(own, damp), missing).T
+        found[part] = rows + np.linalg.solve(damped(own, damp), missing).T
     return found
 
 
@@ -106,26 +153,27 @@ def _groups(moments: Array, shape: tuple[int, ...]) -> Iterator[tuple[slice, Dou
         yield slice(group * size, (group + 1) * size), np.asarray(own, np.float64)
 
 
-def _rounded(units: Doubles, moments: Doubles, damp: float, most: int) -> Doubles:
-    """Integers for weights in units of their scale."""
+def _rounded(w: Doubles, steps: Steps, moments: Doubles, damp: float) -> Doubles:
+    """Integers of weights."""
     columns = np.argsort(-np.diag(moments), kind="stable")
-    mixing = _mixing(_damped(moments[np.ix_(columns, columns)], damp))
-    result = np.empty_like(units)
-    result[:, columns] = _fed_back(units[:, columns].T, mixing, most).T
+    mixing = _mixing(damped(moments[np.ix_(columns, columns)], damp))
+    result = np.empty_like(w)
+    result[:, columns] = _fed_back(w[:, columns].T, steps.turned(columns), mixing).T
     return result
 
 
-def _fed_back(units: Doubles, mixing: Doubles, most: int) -> Doubles:
+def _fed_back(w: Doubles, steps: Steps, mixing: Doubles) -> Doubles:
     """LDLQ, transposed: [columns, channels], so that a column of the weight is contiguous."""
-    whole = np.empty(units.shape)
-    wrong = np.empty(units.shape)
-    for start in range(0, len(units), _BLOCK):
-        stop = min(start + _BLOCK, len(units))
-        aims = units[start:stop] + mixing[start:stop, :start] @ wrong[:start]
+    whole = np.empty(w.shape)
+    wrong = np.empty(w.shape)
+    for start in range(0, len(w), _BLOCK):
+        stop = min(start + _BLOCK, len(w))
+        aims = w[start:stop] + mixing[start:stop, :start] @ wrong[:start]
         for k in range(start, stop):
             aim = aims[k - start] + mixing[k, start:k] @ wrong[start:k]
-            whole[k] = np.clip(np.rint(aim), -most, most)
-            wrong[k] = units[k] - whole[k]
+            own = steps.of(slice(k, k + 1))
+            whole[k] = own.nearest(aim)[0]
+            wrong[k] = w[k] - whole[k] * own.size[0]
     return whole
 
 
@@ -136,18 +184,18 @@ def _mixing(moments: Doubles) -> Doubles:
     return np.ascontiguousarray(lower[::-1, ::-1].T)
 
 
-def _damped(moments: Doubles, damp: float) -> Doubles:
-    """H + λI; the identity where H is 0."""
+def damped(moments: Doubles, damp: float) -> Doubles:
+    """H + λI with λ as a part of the diagonal's mean; the identity where H is 0."""
     result = moments.copy()
     mean = float(np.trace(moments)) / max(len(moments), 1)
     np.einsum("ii->i", result)[:] += damp * mean if mean > 0 else 1.0
     return result
 
 
-def _better(units: Doubles, found: Doubles, moments: Doubles, most: int) -> Doubles:
+def _better(w: Doubles, steps: Steps, found: Doubles, moments: Doubles) -> Doubles:
     """Per channel, what was found or the nearest integers, whichever has the lower error."""
-    nearest = np.clip(np.rint(units), -most, most)
-    wins = _quadratic(found - units, moments) < _quadratic(nearest - units, moments)
+    nearest = steps.nearest(w)
+    wins = _quadratic(found * steps.size - w, moments) < _quadratic(nearest * steps.size - w, moments)
     return np.where(wins[:, None], found, nearest)
 
 

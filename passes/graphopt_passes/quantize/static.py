@@ -8,7 +8,6 @@ against accuracy, until one keeps it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,8 +21,7 @@ from graphopt.precision import BATCH, Outcome, Task, Trial
 from graphopt.proof.evaluation import HeldOut
 from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.cpu import cpu
-from graphopt.samples.sampling import Sample, Samples
-from graphopt.samples.shelf import shelved
+from graphopt.samples.sampling import Sample
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
@@ -38,16 +36,12 @@ from graphopt_passes.quantize.ranges import Form, Range
 from graphopt_passes.quantize.recognize import recognize
 from graphopt_passes.quantize.sensitivity import blame, noise, sensitivities
 from graphopt_passes.quantize.sequential import corrected
+from graphopt_passes.quantize.shares import Shares
 from graphopt_passes.quantize.smoothing import smoothed
 from graphopt_passes.quantize.timing import Timing
 
 OPSET = 13
 _REFINEMENTS = 3
-# Samples for second moments, which need fewer than ranges do: each gives many rows.
-FITTING = 256
-# Of the calibration, every so many-th sample chooses between weights that are fitted to the others.
-_PART = 4
-CHOOSING = 64
 # Samples for the means of outputs.
 MEANS = 32
 # Of the speed gained, the share that is given up for accuracy, and the noise that must then be left at most.
@@ -127,30 +121,19 @@ class _Search:
         """Statistics of a changed model, which are not kept."""
         return lambda requests: self.collector.collect(model, requests, self._fitting)
 
-    @cached_property
-    def _fitting(self) -> list[Sample]:
+    @property
+    def _fitting(self) -> Sequence[Sample]:
         """The samples of the calibration that weights are fitted to."""
-        return self._kept[0]
+        return self._shares.fitting
 
     @cached_property
     def _chooser(self) -> HeldOut:
         """Says which weights are better, on samples of the calibration to which none is fitted."""
-        task, samples = self.task, self._kept[1]
-        source = Samples(task.division.calibration.source, lambda: iter(samples), count=len(samples))
-        return HeldOut(task.worker, task.float_path, source, None, task.target, task.options.threads)
+        return self._shares.chooser(self.task)
 
     @cached_property
-    def _kept(self) -> tuple[list[Sample], list[Sample]]:
-        """Samples to fit weights to and others to choose between weights, spread evenly; all, if few."""
-        division, folder = self.task.division, self.task.worker.folder
-        fitting, choosing = _shares(division.calibration_count)
-        wanted = {*fitting, *choosing}
-        numbers = [index for index in range(division.calibration_count) if index in wanted]
-        flags = (index in wanted for index in range(division.calibration_count))
-        kept = dict(
-            zip(numbers, shelved(itertools.compress(division.calibration, flags), folder), strict=True)
-        )
-        return [kept[index] for index in fitting], [kept[index] for index in choosing]
+    def _shares(self) -> Shares:
+        return Shares.of(self.task)
 
     def _ranges(self, model: Model, gather: Gather) -> Mapping[str, Range]:
         values = self.placement.on_grids(self.placement.parts)
@@ -376,12 +359,3 @@ class _Search:
     def _refuse(self, reason: str, judged: Judged | None = None) -> Outcome:
         layers = self.findings.describe(None)
         return Outcome(None, reason, judged.score if judged else None, layers, notes=tuple(self.notes))
-
-
-def _shares(count: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Which of so many samples weights are fitted to, and which choose between weights."""
-    choosing = range(_PART - 1, count, _PART)
-    fitting = [index for index in range(count) if index not in choosing]
-    if count < 2 * _PART:  # then neither share would say anything
-        return range(count), range(count)
-    return fitting[:: -(-len(fitting) // FITTING)], choosing[:: -(-len(choosing) // CHOOSING)]

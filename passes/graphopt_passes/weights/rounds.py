@@ -1,0 +1,126 @@
+"""Rounds weights to blocks of integers, by the method that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from graphopt.activations import Collector, Request
+from graphopt.model import Model
+from graphopt.precision import Task
+from graphopt.runtime.moments import Gram
+from graphopt_passes.quantize.consumers import moments_of
+from graphopt_passes.quantize.fit import MOST_COLUMNS
+from graphopt_passes.quantize.scheme import Array
+from graphopt_passes.quantize.shares import Shares
+from graphopt_passes.weights.blocks import FINE_CLIPS, WHOLE, Blocked, nearest, parts, prefers_zeros
+from graphopt_passes.weights.fitting import fitted
+from graphopt_passes.weights.forms import Packed
+from graphopt_passes.weights.half_quadratic import half_quadratic
+from graphopt_passes.weights.places import Place, places
+
+BLOCKS = {4: 32, 8: 128}
+"""Bits → numbers of a block unless the user says: smaller blocks cost memory and serve only few levels."""
+
+
+@dataclass(frozen=True)
+class Rounder:
+    """Rounds the weights of one float model.
+
+    Attributes:
+        task: what to work with.
+        model: the float model.
+        symmetric: whether the target knows no zero points.
+    """
+
+    task: Task
+    model: Model
+    symmetric: bool
+
+    @cached_property
+    def shares(self) -> Shares:
+        """Samples to fit weights to, and to choose between weights."""
+        return Shares.of(self.task)
+
+    def packed(self, bits: Mapping[str, int], method: str) -> Iterator[tuple[str, Packed]]:
+        """The named weights one after the other, as they are done, but not those with NaN or infinity.
+
+        Args:
+            bits: 4 or 8, by the weight's name.
+            method: ``nearest``, ``hqq``, or ``gptq``, which falls back to ``hqq`` for what is no product of
+                known inputs.
+        """
+        run = self.task.new_run()
+        found = {place.name: place for place in places(self.model, run) if place.name in bits}
+        if method == "gptq":
+            for place, moments in self._moments(found):
+                del found[place.name]
+                yield place.name, Packed.of(self._fit(place, moments, bits[place.name]), "gptq", run.spill)
+        for done, place in enumerate(found.values()):
+            self.task.progress("rounding weights", done, len(found))
+            weight, how = self._round(place, bits[place.name], method)
+            if weight is not None:
+                yield place.name, Packed.of(weight, how, run.spill)
+
+    def _block(self, place: Place, bits: int) -> int:
+        return place.block(self.task.options.block_size or BLOCKS[bits])
+
+    def _round(self, place: Place, bits: int, method: str) -> tuple[Blocked | None, str]:
+        """Without data: to nearest at once, or on the better of two grids, cut off and half-quadratic."""
+        rows, block = place.rows(), self._block(place, bits)
+        try:
+            clips = WHOLE if method == "nearest" else FINE_CLIPS
+            plain = nearest(rows, bits, block, clips, symmetric=self.symmetric or None)
+        except ValueError:  # NaN or infinity, which no grid holds
+            return None, ""
+        if method == "nearest":
+            return plain, "nearest"
+        other = half_quadratic(rows, bits, block, symmetric=plain.grid.symmetric)
+        return (other, "hqq") if _error(rows, other) < _error(rows, plain) else (plain, "nearest")
+
+    def _fit(self, place: Place, moments: Gram, bits: int) -> Blocked:
+        rows, block = place.rows(), self._block(place, bits)
+        symmetric = self.symmetric or not prefers_zeros(rows, bits, block)
+        return fitted(rows, moments.products[0], bits, block, symmetric=symmetric)
+
+    def _moments(self, found: Mapping[str, Place]) -> Iterator[tuple[Place, Gram]]:
+        """The second moments of what each weight is multiplied with, a few at a time."""
+        options = self.task.options
+        wanted: dict[Request, list[Place]] = {}
+        for place in found.values():
+            request = _request(place)
+            if request is not None:
+                wanted.setdefault(request, []).append(place)
+        collector = Collector(
+            self.task.worker,
+            self.task.target,
+            options.threads,
+            options.calibration_memory,
+            self.task.progress,
+        )
+        for statistics in collector.stream(self.model, wanted, self.shares.fitting):
+            for one, moments in statistics.found.items():
+                assert isinstance(moments, Gram)
+                yield from ((place, moments) for place in wanted[one])
+
+
+def _request(place: Place) -> Request | None:
+    """The moments that a weight needs: those of the one input that all its columns meet."""
+    reader = place.readers[0]
+    kind, value = moments_of(reader.node), reader.node.inputs[0]
+    if len(place.readers) > 1 or reader.index != 1 or kind is None or value is None:
+        return None
+    fits = kind.columns == place.shape[1] <= MOST_COLUMNS and kind.start().products.shape[0] == 1
+    return Request(value.name or "", kind) if fits else None
+
+
+def _error(rows: Array, weight: Blocked) -> float:
+    """Σ (ŵ − w)²."""
+    total = 0.0
+    for part, exact in parts(rows):
+        own = Blocked(weight.integers[part], weight.grid.of(part))
+        total += float(np.square(own.real() - exact).sum(dtype=np.float64))
+    return total

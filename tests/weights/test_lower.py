@@ -1,0 +1,211 @@
+"""--precision int8-weights and int4-weights: small weights within the budget, and a reason for all others."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+import graphopt
+from graphopt.errors import ParityError, UsageError, WorkerError
+from graphopt.options import BLOCK_SIZES, PRECISIONS, ROUNDINGS, Options
+from graphopt.proof.evaluation import HeldOut
+from graphopt_passes import PRECISIONS as MADE
+from tests.support import ops, serialized
+from tools import models
+
+FOLDER = models.RECIPES.parent
+CALIBRATION, TEST = str(FOLDER / "fashion_calibration.npz"), str(FOLDER / "fashion_test.npz")
+RNG = np.random.default_rng(0)
+
+
+def lowered(model: object, precision: str = "int4-weights", **options: object) -> graphopt.Result:
+    given = {"measure": False, "threads": 1, **options}
+    return graphopt.optimize(model, precision=precision, **given)  # type: ignore[arg-type]
+
+
+def build(text: str, opset: int = 17, **arrays: np.ndarray) -> onnx.ModelProto:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(data, name) for name, data in arrays.items())
+    return proto
+
+
+def normal(*shape: int) -> np.ndarray:
+    return (RNG.standard_normal(shape) / 8).astype(np.float32)
+
+
+def test_a_trained_model_keeps_its_accuracy_in_a_sixth_of_its_size() -> None:
+    result = lowered(models.path("fashion_mlp"), data=CALIBRATION, eval=TEST, calibration_limit=200)
+    report = result.report
+    assert report.accuracy is not None and report.accuracy.achieved
+    assert report.before is not None and report.after is not None
+    assert report.after.file_bytes < 0.2 * report.before.file_bytes
+    assert {(one.precision, one.method, one.block) for one in report.layers} == {("int4", "gptq", 32)}
+    assert all(
+        one.bytes_after is not None and one.bytes_after < one.bytes_before / 6 for one in report.layers
+    )
+    assert ops(result.model)["MatMulNBits"] == len(report.layers)
+    assert result.model.ir.opset_imports[""] == 21
+    onnx.checker.check_model(serialized(result.model))
+
+
+def noise_of(rounding: str, **options: object) -> float:
+    result = lowered(
+        models.path("fashion_mlp"), data=CALIBRATION, eval=TEST, rounding=rounding, max_drop="50%", **options
+    )
+    assert result.report.accuracy is not None and result.report.accuracy.after.sqnr_db is not None
+    return result.report.accuracy.after.sqnr_db
+
+
+def test_fitting_to_samples_has_less_noise_on_others() -> None:
+    assert noise_of("gptq", calibration_limit=400) > noise_of("nearest", calibration_limit=400) + 3
+
+
+def test_smaller_blocks_have_less_noise() -> None:
+    sizes = [noise_of("nearest", block_size=block, calibration_limit=9) for block in (16, 256)]
+    assert sizes[0] > sizes[1] + 1
+
+
+def test_without_data_drawn_samples_judge() -> None:
+    report = lowered(models.path("fashion_mlp"), max_drop="20%").report
+    assert {one.method for one in report.layers if one.precision == "int4"} <= {"hqq", "nearest"}
+    assert report.accuracy is not None and report.accuracy.calibration_samples == 0
+    assert "synthetic" in report.accuracy.evidence
+
+
+def test_eight_bits_need_no_newer_opset() -> None:
+    text = "g (float[M, 128] x) => (float[M, 64] y) { y = MatMul (x, w) }"
+    result = lowered(build(text, opset=13, w=normal(128, 64)), "int8-weights", max_drop="20%")
+    assert result.model.ir.opset_imports[""] == 13
+    assert [(one.precision, one.block, one.fused) for one in result.report.layers] == [("int8", 128, True)]
+
+
+def two_products() -> onnx.ModelProto:
+    """One output is the difference of two nearly equal products, so that it shows the noise of both."""
+    w = normal(64, 64)
+    text = (
+        "g (float[M, 64] x) => (float[M, 64] y, float[M, 64] z)"
+        " { a = MatMul (x, w)  b = MatMul (x, v)  y = Sub (a, b)  z = MatMul (x, u) }"
+    )
+    return build(text, w=w, v=(w + normal(64, 64) * 1e-3).astype(np.float32), u=normal(64, 64))
+
+
+def test_what_costs_too_much_accuracy_gets_more_bits_and_the_rest_stays_small() -> None:
+    result = lowered(two_products(), max_drop="40%")
+    kinds = {one.name: one.precision for one in result.report.layers}
+    assert kinds["u"] == "int4" and kinds["w"] != "int4" and kinds["v"] != "int4"
+    assert result.report.accuracy is not None and result.report.accuracy.achieved
+    noisy = [one.sqnr_db for one in result.report.layers if one.name in ("w", "v")]
+    quiet = next(one.sqnr_db for one in result.report.layers if one.name == "u")
+    assert quiet is not None and all(db is not None and db < quiet for db in noisy)
+
+
+def test_where_no_choice_keeps_the_budget_the_model_stays_as_it_is() -> None:
+    w = normal(64, 64)
+    text = "g (float[M, 64] x) => (float[M, 64] y) { a = MatMul (x, w)  b = MatMul (x, v)  y = Sub (a, b) }"
+    proto = build(text, w=w, v=(w + normal(64, 64) * 1e-5).astype(np.float32))
+    result = lowered(proto)
+    assert ops(result.model) == {"MatMul": 2, "Sub": 1}
+    assert any("no choice of weights keeps the budget" in note for note in result.report.notes)
+    assert {one.precision for one in result.report.layers} == {"float32"}
+    with pytest.raises(ParityError, match="int4-weights is not achieved"):
+        lowered(proto, strict=True)
+
+
+def test_a_model_without_weights_stays_as_it_is() -> None:
+    result = lowered(build("g (float[M, 4] x) => (float[M, 4] y) { y = Relu (x) }"))
+    assert any("there is no weight" in note for note in result.report.notes)
+
+
+def test_weights_with_nan_are_left_out() -> None:
+    v = normal(64, 64)
+    v[3, 4] = np.nan
+    text = "g (float[M, 64] x) => (float[M, 64] y, float[M, 64] z) { y = MatMul (x, w)  z = MatMul (x, v) }"
+    report = lowered(build(text, w=normal(64, 64), v=v), verify=False).report
+    assert {one.name: one.precision for one in report.layers} == {"w": "int4", "v": "float32"}
+
+
+def test_without_verification_no_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was run")
+
+    monkeypatch.setattr(HeldOut, "score", refuse)
+    result = lowered(models.path("fashion_mlp"), rounding="nearest", verify=False)
+    assert result.report.accuracy is None
+    assert "not judged: --no-verify" in result.report.notes
+    assert {one.precision for one in result.report.layers} == {"int4"}
+
+
+@pytest.mark.parametrize("how", [{"precision": "int4-weights"}, {"store": "fp16"}])
+def test_what_does_not_fit_into_memory_is_judged_by_its_structure(
+    how: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise WorkerError("ONNX Runtime ran out of memory", "memory")
+
+    monkeypatch.setattr(HeldOut, "score", fail)
+    result = graphopt.optimize(models.path("fashion_mlp"), measure=False, **how)
+    assert any("does not fit into memory" in note for note in result.report.notes)
+    assert result.report.accuracy is None
+    assert result.report.after is not None and result.report.before is not None
+    assert result.report.after.file_bytes < 0.6 * result.report.before.file_bytes
+
+
+def test_tensorrt_gets_symmetric_blocks_in_onnx_own_words() -> None:
+    proto = build(
+        "g (float[M, 64] x, int64[N] i) => (float[M, 32] y, float[N, 64] e)"
+        " { y = MatMul (x, w)  e = Gather (t, i) }",
+        w=normal(64, 32),
+        t=normal(40, 64),
+    )
+    result = lowered(proto, target="tensorrt", max_drop="40%")
+    assert ops(result.model) == {"DequantizeLinear": 1, "MatMul": 1, "Gather": 1}
+    [node] = [one for one in result.model.ir.graph if one.op_type == "DequantizeLinear"]
+    assert len(node.inputs) == 2 and node.attributes["block_size"].value == 32
+    assert node.inputs[0] is not None and str(node.inputs[0].dtype) == "INT4"
+    onnx.checker.check_model(serialized(result.model), full_check=True)
+
+
+def test_half_precision_stores_the_scales_too() -> None:
+    both = lowered(
+        models.path("fashion_mlp"), data=CALIBRATION, eval=TEST, store="fp16", calibration_limit=64
+    )
+    alone = lowered(models.path("fashion_mlp"), data=CALIBRATION, eval=TEST, calibration_limit=64)
+    assert both.report.after is not None and alone.report.after is not None
+    assert both.report.after.file_bytes < 0.92 * alone.report.after.file_bytes
+    assert both.report.accuracy is not None and both.report.accuracy.achieved
+
+
+def test_measured_it_is_no_slower() -> None:
+    report = lowered(models.path("fashion_mlp"), data=CALIBRATION, calibration_limit=32, measure=True).report
+    assert report.comparison is not None
+    assert {one.precision for one in report.layers} <= {"int4", "int8", "float32"}
+    decoded = [one for one in report.layers if one.precision == "int4" and not one.fused]
+    assert all("made float when the model is loaded" in one.reason for one in decoded)
+
+
+CONFLICTS = {
+    "block size alone": ({"block_size": 32}, "--block-size needs --precision"),
+    "rounding of int8": (
+        {"precision": "int8-dynamic", "rounding": "hqq"},
+        "int8-dynamic has no use",
+    ),
+    "odd block": ({"precision": "int4-weights", "block_size": 48}, "none of 16, 32, 64, 128, 256"),
+    "unknown rounding": ({"precision": "int4-weights", "rounding": "awq"}, "auto, nearest, hqq, gptq"),
+    "gptq without data": ({"precision": "int4-weights", "rounding": "gptq"}, "--data"),
+    "ranges of weights": ({"precision": "int4-weights", "ranges": "kl"}, "--ranges"),
+    "unknown storage": ({"store": "fp8"}, "fp16, bf16"),
+}
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+def test_what_is_asked_must_make_sense(case: str) -> None:
+    options, message = CONFLICTS[case]
+    with pytest.raises(UsageError, match=message):
+        Options(**options)
+
+
+def test_the_tables_agree() -> None:
+    assert list(MADE) == list(PRECISIONS)
+    assert ROUNDINGS[0] == "auto" and BLOCK_SIZES == (16, 32, 64, 128, 256)
