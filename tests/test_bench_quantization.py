@@ -9,12 +9,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from tools.bench import pages
 from tools.bench.quantization import (
     comparison,
     contestants,
     judge,
     macs,
-    pages,
     quality,
     samples,
     scoring,

@@ -1,4 +1,4 @@
-"""Train the character-level GPT and export it, seeded and on one thread: `python -m tools.train.chargpt FILE`."""
+"""Train and export the character-level GPT, seeded and on one thread: `python -m tools.train.chargpt FILE`."""
 
 from __future__ import annotations
 

