@@ -1,4 +1,7 @@
-"""Train and export the character-level GPT, seeded and on one thread: `python -m tools.train.chargpt FILE`."""
+"""Train the character-level GPT and export it, seeded, on one thread.
+
+python -m tools.train.chargpt FILE
+"""
 
 from __future__ import annotations
 
