@@ -15,6 +15,7 @@ from tools.bench.asking import JudgeError, ask
 from tools.bench.conversion import Limits, convert
 from tools.bench.half import command, comparison, contestants, judge, rounding, structure, tables, targets
 from tools.bench.quantization import samples
+from tools.bench.roster import Roster
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
@@ -237,12 +238,13 @@ def test_conversion_is_reused_only_for_the_same_sources(tmp_path):
         assert facts["why"] == "" and facts["bytes"] == 1 and runs.read_text() == expected
 
 
-def test_contestant_that_fails_is_recorded_and_its_result_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(contestants, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('no')"])
-    plan = comparison.Plan(["graphopt"], sys.executable, tmp_path, Limits(60, 10**10), False, False)
+def test_contestant_that_fails_is_recorded_and_others_stay_from_earlier_runs(tmp_path):
+    command = [sys.executable, "-c", "raise SystemExit('no')"]
+    roster = Roster(["graphopt"], ["onnxconverter"], lambda *_: command)
+    plan = comparison.Plan(["graphopt"], roster, sys.executable, tmp_path, Limits(60, 10**10), False, False)
     facts = comparison.compare("fashion_mlp", plan, {"contestants": {"onnxconverter": _entry()}})
     assert facts["contestants"]["graphopt"]["why"] == "exit 1: no"
-    assert list(facts["contestants"]) == ["graphopt", "onnxconverter"]  # the latter of an earlier run
+    assert list(facts["contestants"]) == ["graphopt", "onnxconverter"]
 
 
 def test_judge_that_dies_or_hangs_is_an_error(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 from tools import models
 from tools.bench.asking import JudgeError, ask
 from tools.bench.conversion import Limits, convert
-from tools.bench.half import contestants
+from tools.bench.roster import Roster, file_name
 
 Facts = dict[str, Any]
 JUDGE = "tools.bench.half.judge"
@@ -24,6 +24,7 @@ class Plan:
 
     Attributes:
         contestants: who takes part.
+        roster: all of them, with their commands.
         peers_python: interpreter with the peers' packages.
         work: folder for samples and results.
         limits: for one conversion.
@@ -32,6 +33,7 @@ class Plan:
     """
 
     contestants: list[str]
+    roster: Roster
     peers_python: str
     work: Path
     limits: Limits
@@ -50,15 +52,15 @@ def compare(name: str, plan: Plan, known: Facts) -> Facts:
     about = ask(JUDGE, {"prepare": name, "folder": str(folder)})
     entries = {one: entry(one, name, about, folder, plan) for one in plan.contestants}
     merged = {**known.get("contestants", {}), **entries}
-    return {**about, "contestants": {one: merged[one] for one in contestants.NAMES if one in merged}}
+    return {**about, "contestants": {one: merged[one] for one in plan.roster.names if one in merged}}
 
 
 def entry(contestant: str, name: str, about: Facts, folder: Path, plan: Plan) -> Facts:
     """What one contestant made of one model."""
     model, samples = Path(about["model"]), folder / "samples"
-    result = folder / contestants.file_name(contestant)
-    command = contestants.command(contestant, model, samples, result, plan.peers_python)
-    reuse = plan.reuse and contestant in contestants.PEERS
+    result = folder / file_name(contestant)
+    command = plan.roster.command(contestant, model, samples, result, plan.peers_python)
+    reuse = plan.reuse and contestant in plan.roster.peers
     facts = convert(command, [model, *sorted(samples.iterdir())], result, plan.limits, reuse=reuse)
     if not facts["why"]:
         request = {"original": str(model), "result": str(result), "judged": str(folder / "judged")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tools.bench.roster import Roster
+
 GRAPHOPT = "graphopt"
 PEERS = {
     "onnxconverter": "onnxconverter",
@@ -12,7 +14,6 @@ PEERS = {
     "ORT transformers": "transformers",
     "ModelOpt autocast": "modelopt",
 }
-NAMES = [GRAPHOPT, *PEERS]
 
 
 def command(name: str, model: Path, samples: Path, result: Path, peers_python: str) -> list[str]:
@@ -27,6 +28,4 @@ def command(name: str, model: Path, samples: Path, result: Path, peers_python: s
     return [peers_python, "-m", "tools.bench.half.peer", *arguments]
 
 
-def file_name(name: str) -> str:
-    """Name of the file of a contestant's result."""
-    return f"{name.replace(' ', '_')}.onnx"
+ROSTER = Roster([GRAPHOPT], PEERS, command)

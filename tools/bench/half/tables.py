@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 from tools.bench.half import targets
-from tools.bench.half.contestants import NAMES
+from tools.bench.half.contestants import ROSTER
 from tools.bench.half.targets import flaw, known
 from tools.bench.tables import markdown
 
@@ -38,7 +38,7 @@ def page(comparisons: dict[str, Facts]) -> str:
 
 def present(comparisons: dict[str, Facts]) -> list[str]:
     """The contestants that took part, in order."""
-    return [one for one in NAMES if any(one in facts["contestants"] for facts in comparisons.values())]
+    return [one for one in ROSTER.names if any(one in facts["contestants"] for facts in comparisons.values())]
 
 
 def summary(comparisons: dict[str, Facts]) -> str:

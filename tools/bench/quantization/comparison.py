@@ -11,7 +11,7 @@ from typing import Any
 
 from tools.bench import conversion
 from tools.bench.asking import ask
-from tools.bench.quantization import contestants
+from tools.bench.roster import ORIGINAL, Roster, file_name
 
 Facts = dict[str, Any]
 JUDGE = "tools.bench.quantization.judge"
@@ -23,21 +23,25 @@ class Plan:
 
     Attributes:
         contestants: who takes part.
+        roster: all of them, with their commands.
         peers_python: interpreter with onnxruntime and nncf in which the peers run.
         work: folder for samples and results.
         limit_s: time limit of one quantization.
         limit_bytes: data memory of one quantization, so that a greedy one fails and not the machine.
         seconds: time for one measurement of latency.
+        macs: count what is computed in integers.
         reuse: take a peer's result that an earlier run made of the same model and samples.
     """
 
     contestants: list[str]
+    roster: Roster
     peers_python: str
     work: Path
     limit_s: float
     limit_bytes: int
     seconds: float
     reuse: bool
+    macs: bool = True
 
 
 def compare(task: str, plan: Plan) -> Facts:
@@ -56,22 +60,24 @@ def compare(task: str, plan: Plan) -> Facts:
     quantized = {
         name: quantize(name, Path(about["model"]), samples, folder, plan) for name in plan.contestants
     }
-    results = {
-        name: str(folder / contestants.file_name(name))
-        for name, facts in quantized.items()
-        if not facts["why"]
+    results = {name: str(folder / file_name(name)) for name, facts in quantized.items() if not facts["why"]}
+    request = {
+        "task": task,
+        "samples": str(samples),
+        "models": results,
+        "seconds": plan.seconds,
+        "macs": plan.macs,
     }
-    request = {"task": task, "samples": str(samples), "models": results, "seconds": plan.seconds}
     judged = ask(JUDGE, request)
     merged = {name: {**facts, **judged.get(name, {})} for name, facts in quantized.items()}
-    return {**about, "contestants": {contestants.ORIGINAL: judged[contestants.ORIGINAL], **merged}}
+    return {**about, "contestants": {ORIGINAL: judged[ORIGINAL], **merged}}
 
 
 def quantize(name: str, model: Path, samples: Path, folder: Path, plan: Plan) -> Facts:
     """Let one contestant quantize: seconds, peak memory, size of the result, and why it failed if it did."""
-    result = folder / contestants.file_name(name)
-    command = contestants.command(name, model, samples, result, plan.peers_python)
+    result = folder / file_name(name)
+    command = plan.roster.command(name, model, samples, result, plan.peers_python)
     limits = conversion.Limits(plan.limit_s, plan.limit_bytes)
     sources = [model, *sorted(samples.iterdir())]
-    reuse = plan.reuse and name in contestants.PEERS
+    reuse = plan.reuse and name in plan.roster.peers
     return conversion.convert(command, sources, result, limits, reuse=reuse)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tools.bench.roster import Roster
+
 GRAPHOPT = "graphopt"
-ORIGINAL = "fp32"
 PEERS = {
     "ORT default": ("peer_onnxruntime", "default"),
     "ORT U8S8 min-max": ("peer_onnxruntime", "minmax"),
@@ -15,7 +16,6 @@ PEERS = {
     "NNCF accurate": ("peer_nncf", "accurate"),
     "NNCF transformer": ("peer_nncf", "transformer"),
 }
-NAMES = [GRAPHOPT, *PEERS]
 
 
 def command(name: str, model: Path, samples: Path, result: Path, peers_python: str) -> list[str]:
@@ -31,6 +31,4 @@ def command(name: str, model: Path, samples: Path, result: Path, peers_python: s
     return [peers_python, "-m", f"tools.bench.quantization.{module}", *arguments]
 
 
-def file_name(name: str) -> str:
-    """Name of the file of a contestant's result."""
-    return f"{name.replace(' ', '_')}.onnx"
+ROSTER = Roster([GRAPHOPT], PEERS, command)

@@ -1,0 +1,29 @@
+"""Options that the comparisons share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tools import models
+
+
+def add_contestants(parser: argparse.ArgumentParser, names: list[str]) -> None:
+    """Who takes part, in which interpreter, and within which limits."""
+    parser.add_argument(
+        "--contestants", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names)
+    )
+    parser.add_argument("--peers-python", default=sys.executable, help="interpreter with the peers installed")
+    parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="for one conversion")
+    parser.add_argument("--memory", type=float, default=12, metavar="GB", help="for one conversion")
+    parser.add_argument("--reuse", action="store_true", help="take the peers' results of an earlier run")
+
+
+def add_results(parser: argparse.ArgumentParser, name: str) -> None:
+    """Where files and tables go."""
+    parser.add_argument("--work", type=Path, default=models.cache_folder() / name, metavar="FOLDER")
+    parser.add_argument("--json", type=Path, default=Path(f"{name}.json"), metavar="FILE")
+    parser.add_argument(
+        "-w", "--write-docs", action="store_true", help="write the tables into docs/benchmarks.md"
+    )
