@@ -43,7 +43,7 @@ def entropy(network: nn.Module, windows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def perplexity(network: nn.Module, count: int = 256) -> float:
+def perplexity(network: nn.Module, count: int = 512) -> float:
     """exp of the mean cross entropy on held-out text."""
     windows = torch.from_numpy(text.windows("test", count, CONTEXT + 1))
     return float(torch.stack([entropy(network, part) for part in windows.split(32)]).mean().exp())

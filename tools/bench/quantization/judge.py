@@ -89,7 +89,12 @@ def prepare(request: dict[str, Any]) -> Facts:
     task = tasks.load(request["prepare"])
     calibration = task.calibration()
     samples.write(calibration, Path(request["samples"]))
-    about = {"kind": task.kind, "metric": task.metric, "agreement_is": task.agreement_is}
+    about = {
+        "kind": task.kind,
+        "metric": task.metric,
+        "lower_is_better": task.lower_is_better,
+        "agreement_is": task.agreement_is,
+    }
     return {"model": str(task.model()), "calibration": len(calibration), **about}
 
 
