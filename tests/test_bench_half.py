@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.runtime.values import Tensor
 from tools import models
-from tools.bench import drawn, pages
+from tools.bench import drawn, options, pages
 from tools.bench.asking import JudgeError, ask
 from tools.bench.conversion import Limits, convert
-from tools.bench.half import command, comparison, contestants, judge, rounding, structure, tables, targets
+from tools.bench.half import comparison, contestants, judge, rounding, structure, tables, targets
 from tools.bench.quantization import samples
 from tools.bench.roster import Roster
 
@@ -132,9 +132,9 @@ def test_rounded_model_computes_what_float16_does(tmp_path, nodes):
     onnx.save(_half_chain(nodes), tmp_path / "m.onnx")
     rounding.write_rounded(tmp_path / "m.onnx", tmp_path / "r.onnx")
     x = np.array([0.1, 1000.3, 3e-7, 60000], np.float32)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    (found,) = ort.InferenceSession(str(tmp_path / "r.onnx"), options).run(None, {"x": x})
+    plain = ort.SessionOptions()
+    plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (found,) = ort.InferenceSession(str(tmp_path / "r.onnx"), plain).run(None, {"x": x})
     with np.errstate(over="ignore"):
         expected = x.astype(np.float16) * np.float16(1.9) * np.float16(0.5)
     assert np.isinf(expected[3])
@@ -161,7 +161,7 @@ def test_drawn_samples_follow_the_recipe_and_repeat():
 
 
 def test_light_models_as_they_are_do_not_take_part():
-    names = command.real_models()
+    names = options.real_models()
     assert "light_resnet50" not in names and {"resnet50", "minilm", "fashion_cnn"} <= set(names)
 
 
@@ -269,4 +269,4 @@ def test_documentation_has_the_markers():
 
 
 def test_all_real_models_have_shapes():
-    assert all(models.recipes()[name].shapes for name in command.real_models())
+    assert all(models.recipes()[name].shapes for name in options.real_models())

@@ -11,6 +11,7 @@ from tools.bench import contestants, peers, tables
 from tools.bench.half import command as half
 from tools.bench.quantization import calibration
 from tools.bench.quantization import command as quantization
+from tools.bench.storage import command as storage
 from tools.bench.weights import command as weights
 
 
@@ -36,6 +37,7 @@ def main() -> None:
     quantization.add(commands)
     calibration.add(commands)
     half.add(commands)
+    storage.add(commands)
     weights.add(commands)
     options = parser.parse_args()
     options.run(options)

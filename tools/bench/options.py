@@ -27,3 +27,8 @@ def add_results(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "-w", "--write-docs", action="store_true", help="write the tables into docs/benchmarks.md"
     )
+
+
+def real_models() -> list[str]:
+    """All models but onnx's light ones as they are: their weights are made by the graph, and all alike."""
+    return [name for name in models.recipes() if not name.startswith("light_")]

@@ -17,16 +17,11 @@ from tools.bench.half import comparison, contestants, tables
 def add(commands: Any) -> None:
     """Add the subcommand to the benchmarks' parser."""
     parser = commands.add_parser("half", help="compare fp16 with other converters", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=real_models(), metavar="NAME")
+    parser.add_argument("--models", nargs="+", default=options.real_models(), metavar="NAME")
     options.add_contestants(parser, contestants.ROSTER.names)
     options.add_results(parser, "half")
     parser.add_argument("--keep", action="store_true", help="leave all results in the folder")
     parser.set_defaults(run=run)
-
-
-def real_models() -> list[str]:
-    """All models but onnx's light ones as they are: their weights are made by the graph, and all alike."""
-    return [name for name in models.recipes() if not name.startswith("light_")]
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from tools.bench.half.contestants import GRAPHOPT, PEERS
+from tools.bench.tables import target
 
 Facts = dict[str, Any]
 SAME_SHARE = 1.0  # percent of multiply-accumulates
@@ -44,14 +45,7 @@ def text(comparisons: dict[str, Facts]) -> str:
         "best SQNR at this share of half precision": {m: best_sqnr(facts) for m, facts in found.items()},
         "fewest casts": {model: fewest_casts(facts) for model, facts in found.items()},
     }
-    return "\n".join(line(name, reached) for name, reached in tests.items()) if found else ""
-
-
-def line(name: str, reached: dict[str, bool]) -> str:
-    """One target."""
-    missed = [model for model, is_reached in reached.items() if not is_reached]
-    tail = f"; not {', '.join(missed)}" if missed else ""
-    return f"- {name}: {len(reached) - len(missed)} of {len(reached)} models{tail}"
+    return "\n".join(target(name, reached, "models") for name, reached in tests.items()) if found else ""
 
 
 def valid(facts: Facts) -> bool:
