@@ -22,7 +22,7 @@ HEAD = [
     "remarks",
 ]
 MOST_SHARE = 51.0  # percent of the bytes of before
-NEAR_DB = 1.0
+NEAR_DB = 3.0  # twice the noise: which errors cancel is chance
 
 
 def page(comparisons: dict[str, Facts]) -> str:
