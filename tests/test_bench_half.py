@@ -14,6 +14,7 @@ from tools.bench import drawn, options, pages
 from tools.bench.asking import JudgeError, ask
 from tools.bench.conversion import Limits, convert
 from tools.bench.half import comparison, contestants, judge, rounding, structure, tables, targets
+from tools.bench.material import Material
 from tools.bench.quantization import samples
 from tools.bench.roster import Roster
 
@@ -158,6 +159,33 @@ def test_drawn_samples_follow_the_recipe_and_repeat():
     assert not np.array_equal(first[0]["input"], first[1]["input"])
     (other,) = drawn.feeds("fashion_vit", 1, seed=4, varied=True)
     assert other["input"].shape == (5, 1, 28, 28)
+
+
+def test_some_of_the_samples_that_judge_have_other_shapes():
+    batches = [one["input"].shape[0] for one in Material("fashion_vit").judged(4)]
+    assert batches == [1, 1, 5, 5]
+    assert len(list(Material("fashion_vit").calibration(3))) == 3
+
+
+def test_networks_of_drawn_weights_are_settled_and_see_photographs(monkeypatch):
+    pytest.importorskip("PIL")
+
+    class Settled:
+        def __init__(self, name):
+            self.name = name
+
+        def model(self):
+            return f"settled {self.name}"
+
+        def stream(self, split, count):
+            return iter([f"{split} {i}" for i in range(count)])
+
+    monkeypatch.setattr("tools.bench.quantization.tasks.drawn.Drawn", Settled)
+    material = Material("resnet50")
+    assert material.model() == "settled resnet50"
+    assert list(material.calibration(2)) == ["calibration 0", "calibration 1"]
+    assert list(material.judged(2)) == ["test 0", "test 1"]
+    assert Material("fashion_mlp").model() == models.path("fashion_mlp")
 
 
 def test_light_models_as_they_are_do_not_take_part():

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU, Target
 from tools import models
+from tools.bench.material import Material
 from tools.gpu_check import __main__ as command
 from tools.gpu_check import check, device
 from tools.gpu_check.table import table
@@ -121,13 +122,13 @@ def test_dry_run_rounds_what_the_cpu_would_not(tmp_path):
     )
     onnx.save(model, tmp_path / "r.onnx")
     place = check.Place("cuda", CPU, tmp_path, 0.02)
-    assert not check.parity("fashion_mlp", models.path("fashion_mlp"), tmp_path / "r.onnx", place)["finite"]
+    assert not check.parity(Material("fashion_mlp"), tmp_path / "r.onnx", place)["finite"]
 
 
 def test_latency_is_measured_where_the_models_run(tmp_path):
     _halved(tmp_path / "r.onnx")
     place = check.Place("cuda", CPU, tmp_path, 0.02)
-    facts = check.latency("fashion_mlp", models.path("fashion_mlp"), tmp_path / "r.onnx", place)
+    facts = check.latency(Material("fashion_mlp"), tmp_path / "r.onnx", place)
     assert facts["ratio"] > 0 and facts["ms"] > 0 and facts["verdict"] in ("faster", "same", "slower")
 
 

@@ -12,16 +12,16 @@ from graphopt.proof import measure
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU, REFERENCE, Target
 from tools import models
-from tools.bench import drawn
 from tools.bench.conversion import Limits, convert
 from tools.bench.half import structure
 from tools.bench.half.judge import compared
 from tools.bench.half.rounding import write_rounded
+from tools.bench.material import Material
 from tools.bench.quantization import quality, samples
 
 Facts = dict[str, Any]
 LEAST_DB = 20.0  # as the budget of `--precision` asks of outputs without decisions
-CALIBRATION, JUDGED, VARIED = 8, 4, 2
+CALIBRATION, JUDGED = 8, 6
 LIMITS = Limits(1800, 64 * 10**9)
 
 
@@ -49,8 +49,9 @@ def check(name: str, half: str, place: Place) -> Facts:
         FetchError: the model cannot be had.
     """
     folder = place.work / name
-    model, result = models.path(name), folder / f"{half}.onnx"
-    samples.write(drawn.feeds(name, CALIBRATION, seed=1), folder / "calibration")
+    material = Material(name)
+    model, result = material.model(), folder / f"{half}.onnx"
+    samples.write(material.calibration(CALIBRATION), folder / "calibration")
     arguments = ["--precision", half, "--target", place.converted_for, "--data", str(folder / "calibration")]
     command = [sys.executable, "-m", "graphopt", "optimize", str(model), str(result), *arguments]
     facts = convert(command, [model], result, LIMITS)
@@ -58,7 +59,7 @@ def check(name: str, half: str, place: Place) -> Facts:
         return facts
     try:
         facts |= {"half": structure.half_share(result, models.recipes()[name].shapes)}
-        facts |= parity(name, model, result, place) | latency(name, model, result, place)
+        facts |= parity(material, result, place) | latency(material, result, place)
     except GraphoptError as error:
         return facts | {"why": f"does not run: {error}"[:200]}
     return facts | {"why": wrong(facts)}
@@ -73,31 +74,31 @@ def wrong(facts: Facts) -> str:
     return "slower than the original" if facts["verdict"] == "slower" else ""
 
 
-def parity(name: str, model: Path, result: Path, place: Place) -> Facts:
+def parity(material: Material, result: Path, place: Place) -> Facts:
     """The result on the device beside the original there; and the original there beside the CPU.
 
     In a dry run every half value of the result is rounded, which the CPU would not do.
     """
     with Worker() as worker:
-        there, reference = worker.open(model, place.runs_on), worker.open(model, REFERENCE)
+        there = worker.open(material.model(), place.runs_on)
+        reference = worker.open(material.model(), REFERENCE)
         found = worker.open(result, place.runs_on)
         if place.runs_on == CPU:
             write_rounded(result, rounded := worker.folder / "rounded.onnx")
             found = worker.open(rounded, REFERENCE)
-        feeds = [*drawn.feeds(name, JUDGED, seed=2), *drawn.feeds(name, VARIED, seed=3, varied=True)]
-        inputs = [quality.tensors(one) for one in feeds]
+        inputs = [quality.tensors(one) for one in material.judged(JUDGED)]
         expected = [worker.run(there, one) for one in inputs]
         on_cpu = [worker.run(reference, one) for one in inputs]
         facts = compared(zip(expected, (worker.run(found, one) for one in inputs), strict=True))
         return facts | {"fp32_sqnr": compared(zip(on_cpu, expected, strict=True))["sqnr"]}
 
 
-def latency(name: str, model: Path, result: Path, place: Place) -> Facts:
+def latency(material: Material, result: Path, place: Place) -> Facts:
     """Milliseconds per run of both, in turns, and how many times faster the result is."""
-    feeds = quality.tensors(next(drawn.feeds(name, 1, seed=2)))
+    feeds = quality.tensors(next(material.judged(JUDGED)))
     with Worker() as worker:
         found = measure.compare(
-            model, result, feeds, worker=worker, target=place.runs_on, budget_s=place.seconds
+            material.model(), result, feeds, worker=worker, target=place.runs_on, budget_s=place.seconds
         )
     return {
         "fp32_ms": found.before_ms,

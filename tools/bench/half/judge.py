@@ -21,25 +21,23 @@ from graphopt.proof.tolerance import leaves
 from graphopt.runtime.values import FLOATING, Tensor, Value
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU, REFERENCE
-from tools import models
-from tools.bench import drawn
 from tools.bench.half import structure
 from tools.bench.half.rounding import write_rounded
+from tools.bench.material import Material
 from tools.bench.quantization import quality, samples
 
 Facts = dict[str, Any]
 Outputs = dict[str, Value]
-CALIBRATION, JUDGED, VARIED = 8, 8, 2
+CALIBRATION, JUDGED = 8, 10
 LONGEST = 200
 
 
 def prepare(request: Facts) -> Facts:
-    """Draw the samples that calibrate and, by another seed and also in other shapes, those that judge."""
-    name, folder = request["prepare"], Path(request["folder"])
-    samples.write(drawn.feeds(name, CALIBRATION, seed=1), folder / "samples")
-    judged = [*drawn.feeds(name, JUDGED, seed=2), *drawn.feeds(name, VARIED, seed=3, varied=True)]
-    samples.write(judged, folder / "judged")
-    return {"model": str(models.path(name)), "invalid": structure.invalid(models.path(name))}
+    """Write the samples that calibrate, and those that judge; tell where the model is, and if it is valid."""
+    material, folder = Material(request["prepare"]), Path(request["folder"])
+    samples.write(material.calibration(CALIBRATION), folder / "samples")
+    samples.write(material.judged(JUDGED), folder / "judged")
+    return {"model": str(material.model()), "invalid": structure.invalid(material.model())}
 
 
 def judge(request: Facts) -> Facts:

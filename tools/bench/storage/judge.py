@@ -17,8 +17,7 @@ from graphopt.proof import measure
 from graphopt.proof.accuracy import Tally
 from graphopt.runtime.worker import Worker
 from graphopt.target import REFERENCE
-from tools import models
-from tools.bench import drawn
+from tools.bench.material import Material
 from tools.bench.quantization import quality, samples
 from tools.bench.storage import oracle
 
@@ -27,10 +26,10 @@ JUDGED = 4
 
 
 def prepare(request: Facts) -> Facts:
-    """Draw the samples that judge."""
-    name, folder = request["prepare"], Path(request["folder"])
-    samples.write(drawn.feeds(name, JUDGED, seed=2), folder)
-    return {"model": str(models.path(name))}
+    """Write the samples that judge; tell where the model is."""
+    material = Material(request["prepare"])
+    samples.write(material.judged(JUDGED), Path(request["folder"]))
+    return {"model": str(material.model())}
 
 
 def judge(request: Facts) -> Facts:
