@@ -266,6 +266,18 @@ def test_conversion_is_reused_only_for_the_same_sources(tmp_path):
         assert facts["why"] == "" and facts["bytes"] == 1 and runs.read_text() == expected
 
 
+def test_what_a_contestant_leaves_in_its_folder_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = f"open('left-behind', 'w'); open({str(tmp_path / 'r.onnx')!r}, 'w').write('y')"
+    facts = convert([sys.executable, "-c", program], [], tmp_path / "r.onnx", Limits(60, 10**10))
+    assert facts["why"] == "" and not (tmp_path / "left-behind").exists()
+
+
+def test_paths_that_are_given_are_absolute():
+    assert options.interpreter("python3").startswith("/")
+    assert options.absolute("folder").is_absolute()
+
+
 def test_contestant_that_fails_is_recorded_and_others_stay_from_earlier_runs(tmp_path):
     command = [sys.executable, "-c", "raise SystemExit('no')"]
     roster = Roster(["graphopt"], ["onnxconverter"], lambda *_: command)

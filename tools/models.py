@@ -84,7 +84,7 @@ def table() -> dict[str, Any]:
 
 def cache_folder() -> Path:
     """Folder of the fetched models: $GRAPHOPT_MODELS, or models/.cache."""
-    return Path(os.environ.get("GRAPHOPT_MODELS") or ROOT / "models" / ".cache")
+    return Path(os.environ.get("GRAPHOPT_MODELS") or ROOT / "models" / ".cache").absolute()
 
 
 def path(name: str) -> Path:

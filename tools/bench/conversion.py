@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Limits:
 def convert(
     command: list[str], sources: Sequence[Path], result: Path, limits: Limits, *, reuse: bool = False
 ) -> Facts:
-    """Run the command that makes `result`.
+    """Run the command that makes `result`, in a folder that nobody keeps; so its paths must be absolute.
 
     Args:
         command: of the contestant.
@@ -49,7 +50,8 @@ def convert(
             return facts
     result.unlink(missing_ok=True)
     limited = ["prlimit", f"--data={limits.bytes}:", *command]
-    usage = measure(limited, limits.seconds, environment())
+    with tempfile.TemporaryDirectory() as scratch:  # some write large files into the folder they are in
+        usage = measure(limited, limits.seconds, environment(), scratch)
     failed = usage.exit_code != 0 or not result.exists()
     facts = {
         "seconds": usage.seconds,

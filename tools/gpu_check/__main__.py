@@ -34,7 +34,9 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=options.real_models(), metavar="NAME")
     parser.add_argument("--types", nargs="+", choices=["fp16", "bf16"], default=["fp16", "bf16"])
     parser.add_argument("--latency", type=float, default=2, metavar="SECONDS", help="for one measurement")
-    parser.add_argument("--work", type=Path, default=models.cache_folder() / "gpu", metavar="FOLDER")
+    parser.add_argument(
+        "--work", type=options.absolute, default=models.cache_folder() / "gpu", metavar="FOLDER"
+    )
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), metavar="FILE")
     return run(parser.parse_args())
 
