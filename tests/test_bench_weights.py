@@ -57,7 +57,7 @@ def test_bits_and_commands_agree(tmp_path, name, bits, precision):
 
 def test_data_is_only_given_to_those_that_are_to_calibrate(tmp_path):
     lines = {name: contestants.command(name, tmp_path, tmp_path, tmp_path, "") for name in contestants.OURS}
-    assert "--data" in lines["graphopt int4"] and "--data" not in lines["graphopt int4 no data"]
+    assert "--data" in lines["graphopt int4"] and "--data" not in lines["graphopt int4 only, no data"]
 
 
 def test_peers_know_every_setting_and_nodes_get_names():
@@ -125,7 +125,13 @@ def _entry(metric=3.3, agreement=98.0, ratio=1.5, verdict="faster"):
 
 
 def _facts(lower=True, **entries):
-    names = {"ours": "graphopt int4", "hqq": "ORT HQQ int4", "rtn": "ORT RTN int4", "eight": "ORT HQQ int8"}
+    names = {
+        "ours": "graphopt int4 only",
+        "mixed": "graphopt int4",
+        "hqq": "ORT HQQ int4",
+        "rtn": "ORT RTN int4",
+        "eight": "ORT HQQ int8",
+    }
     found = {"fp32": {"metric": 3.0}, **{names[key]: entry for key, entry in entries.items()}}
     about = {"metric": "perplexity", "agreement_is": "equal, %", "calibration": 4, "lower_is_better": lower}
     return {**about, "contestants": found}
@@ -138,6 +144,10 @@ def test_loss_is_at_most_two_thirds_of_the_best_peers_of_the_same_bits(metric, w
     assert f"the best peer (ORT HQQ int4) 0.1000: {word}; 1.50× at batch 1 (faster)" in text
 
 
+def test_results_that_mix_bits_are_not_compared():
+    assert targets.text({"gpt": _facts(mixed=_entry(3.0), hqq=_entry(3.1))}) == ""
+
+
 def test_where_a_high_metric_is_good_the_agreement_counts():
     facts = _facts(lower=False, ours=_entry(agreement=99.5), rtn=_entry(agreement=99.0))
     assert "loses 0.5000, the best peer (ORT RTN int4) 1.0000: reached" in targets.text({"minilm": facts})
@@ -145,20 +155,20 @@ def test_where_a_high_metric_is_good_the_agreement_counts():
 
 def test_contestants_that_did_not_run_say_nothing():
     assert targets.text({"gpt": _facts(ours={"why": "exit 2", "seconds": 1.0, "peak_bytes": 1})}) == ""
-    assert targets.rivals("graphopt int4", _facts(hqq={"why": "no"})) == []
+    assert targets.rivals("graphopt int4 only", _facts(hqq={"why": "no"})) == []
 
 
 def test_table_has_size_and_speed():
     text = tables.page({"gpt": _facts(ours=_entry(3.05), rtn={"why": "exit 1", "bytes": 0, "seconds": 2.0})})
     assert "| gpt | fp32 | 3.0000 | – | – | 1 | – | – | – |  |" in text
-    assert "| gpt | graphopt int4 | 3.0500 | 98.00 | 30.0 | 1.50 | 2.00 | 1.0 | 100 |  |" in text
+    assert "| gpt | graphopt int4 only | 3.0500 | 98.00 | 30.0 | 1.50 | 2.00 | 1.0 | 100 |  |" in text
     assert "| gpt | ORT RTN int4 | – | – | – | – | – | 2.0 | – | exit 1 |" in text
 
 
 def test_contestants_of_earlier_runs_are_kept():
     before, after = _facts(rtn=_entry(), ours=_entry(1)), _facts(ours=_entry(2))
     merged = command.updated(before, after)["contestants"]
-    assert merged["graphopt int4"]["metric"] == 2 and "ORT RTN int4" in merged
+    assert merged["graphopt int4 only"]["metric"] == 2 and "ORT RTN int4" in merged
 
 
 def test_documentation_has_the_markers():

@@ -8,11 +8,14 @@ from pathlib import Path
 from tools.bench.roster import Roster
 
 BLOCK = 32
-OURS = {  # with samples, or without any
-    "graphopt int4": ("int4-weights", True),
-    "graphopt int4 no data": ("int4-weights", False),
-    "graphopt int8": ("int8-weights", True),
+LOOSE = "50%"  # a budget that gives no weight more bits than it asks for
+OURS = {  # whether it gets samples, and its budget
+    "graphopt int4": ("int4-weights", True, None),
+    "graphopt int4 only": ("int4-weights", True, LOOSE),
+    "graphopt int4 only, no data": ("int4-weights", False, LOOSE),
+    "graphopt int8": ("int8-weights", True, LOOSE),
 }
+MIXED = ("graphopt int4",)  # has weights of 8 bits and of floats too, as the budget wants it
 PEERS = {
     "ORT default int4": ("default", 4),
     "ORT default int4 level 4": ("level4", 4),
@@ -31,10 +34,11 @@ def command(name: str, model: Path, samples: Path, result: Path, peers_python: s
     graphopt runs in this interpreter, the peers in `peers_python`. `samples` is for those who calibrate.
     """
     if name in OURS:
-        precision, with_data = OURS[name]
+        precision, with_data, budget = OURS[name]
         options = ["--precision", precision, "--block-size", str(BLOCK), "--threads", "1"]
-        data = ["--data", str(samples)] if with_data else []
-        return [sys.executable, "-m", "graphopt", "optimize", str(model), str(result), *options, *data]
+        options += ["--data", str(samples)] if with_data else []
+        options += ["--max-drop", budget] if budget is not None else []
+        return [sys.executable, "-m", "graphopt", "optimize", str(model), str(result), *options]
     setting, bits = PEERS[name]
     arguments = [str(model), str(samples), str(result), setting, str(bits), str(BLOCK)]
     return [peers_python, "-m", "tools.bench.weights.peer", *arguments]

@@ -1,7 +1,8 @@
 """Whether graphopt reaches what the comparison asks of it.
 
 With samples, what is lost is at most two thirds of what the best peer of the same bits loses: perplexity on
-held-out text, and 100 minus the cosine to fp32's embeddings. At batch 1 it is faster than fp32.
+held-out text, and 100 minus the cosine to fp32's embeddings. At batch 1 it is faster than fp32. A result that
+mixes bits is not compared.
 """
 
 from __future__ import annotations
