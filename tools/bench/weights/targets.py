@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from tools.bench.roster import ORIGINAL
-from tools.bench.weights.contestants import OURS, PEERS, bits
+from tools.bench.weights.contestants import MIXED, OURS, PEERS, bits
 
 Facts = dict[str, Any]
 SHARE = 2 / 3
@@ -20,7 +20,10 @@ SHARE = 2 / 3
 def text(comparisons: dict[str, Facts]) -> str:
     """One line per task and contestant of ours that ran; empty if there is none."""
     return "\n".join(
-        line(task, name, facts) for task, facts in comparisons.items() for name in OURS if runs(name, facts)
+        line(task, name, facts)
+        for task, facts in comparisons.items()
+        for name in OURS
+        if name not in MIXED and runs(name, facts)
     )
 
 
