@@ -141,7 +141,7 @@ def _facts(lower=True, **entries):
 def test_loss_is_at_most_two_thirds_of_the_best_peers_of_the_same_bits(metric, word):
     facts = _facts(ours=_entry(metric), hqq=_entry(3.1), rtn=_entry(3.2), eight=_entry(3.001))
     text = targets.text({"gpt": facts})
-    assert f"the best peer (ORT HQQ int4) 0.1000: {word}; 1.50× at batch 1 (faster)" in text
+    assert f"the best peer (ORT HQQ int4) 0.1000 at 2.00 MB: {word}; 1.50× at batch 1 (faster)" in text
 
 
 def test_results_that_mix_bits_are_not_compared():
@@ -150,7 +150,9 @@ def test_results_that_mix_bits_are_not_compared():
 
 def test_where_a_high_metric_is_good_the_agreement_counts():
     facts = _facts(lower=False, ours=_entry(agreement=99.5), rtn=_entry(agreement=99.0))
-    assert "loses 0.5000, the best peer (ORT RTN int4) 1.0000: reached" in targets.text({"minilm": facts})
+    assert "loses 0.5000 at 2.00 MB, the best peer (ORT RTN int4) 1.0000 at 2.00 MB: reached" in targets.text(
+        {"minilm": facts}
+    )
 
 
 def test_contestants_that_did_not_run_say_nothing():

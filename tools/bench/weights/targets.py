@@ -41,7 +41,15 @@ def line(task: str, name: str, facts: Facts) -> str:
         f"{speed['ratio']:.2f}× at {load} ({speed['verdict']})"
         for load, speed in facts["contestants"][name]["speed"].items()
     )
-    return f"- {task}, {name}: loses {ours:.4f}, the best peer ({peer}) {best:.4f}: {reached}; {speeds}"
+    return (
+        f"- {task}, {name}: loses {ours:.4f} at {size(name, facts)}, the best peer ({peer}) {best:.4f}"
+        f" at {size(peer, facts)}: {reached}; {speeds}"
+    )
+
+
+def size(name: str, facts: Facts) -> str:
+    """Size of a contestant's file."""
+    return f"{facts['contestants'].get(name, {}).get('bytes', 0) / 1e6:.2f} MB"
 
 
 def rivals(name: str, facts: Facts) -> list[str]:
