@@ -14,7 +14,7 @@ from tools.bench.judge import graphs
 from tools.bench.quantization.task import Array
 
 HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
-FLOATS = {
+FLOATS: dict[int, int] = {
     onnx.TensorProto.FLOAT: 4,
     onnx.TensorProto.FLOAT16: 2,
     onnx.TensorProto.BFLOAT16: 2,
