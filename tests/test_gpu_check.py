@@ -93,7 +93,6 @@ def test_dry_run_converts_for_cuda_and_compares_on_the_cpu(tmp_path, monkeypatch
     [
         (0.0, "faster", "NaN, Inf or zeros"),
         (1.2, "faster", "SQNR below 20 dB"),
-        (1.0, "slower", "slower than"),
     ],
 )
 def test_what_is_wrong_is_named_and_gives_exit_code_1(tmp_path, monkeypatch, factor, verdict, why):
@@ -102,6 +101,19 @@ def test_what_is_wrong_is_named_and_gives_exit_code_1(tmp_path, monkeypatch, fac
     assert command.run(_chosen(tmp_path)) == command.SOME_WRONG
     (facts,) = json.loads((tmp_path / "gpu.json").read_text()).values()
     assert facts["why"].startswith(why)
+
+
+def test_slower_is_wrong_on_a_gpu_but_not_in_a_dry_run(tmp_path):
+    facts = {"finite": True, "sqnr": 60.0, "verdict": "slower"}
+    assert check.wrong(facts, check.Place("cuda", CUDA, tmp_path, 1)) == "slower than the original"
+    assert check.wrong(facts, check.Place("cuda", CPU, tmp_path, 1)) == ""
+
+
+def test_dry_run_leaves_out_what_has_no_kernels_on_the_cpu(tmp_path, monkeypatch, capsys):
+    _converting(monkeypatch)
+    _measured(monkeypatch, "same")
+    command.run(_chosen(tmp_path, types=None))
+    assert [key for key in json.loads((tmp_path / "gpu.json").read_text())] == ["fashion_mlp fp16"]
 
 
 def test_dry_run_rounds_what_the_cpu_would_not(tmp_path):
