@@ -3,8 +3,8 @@
 python -m tools.gpu_check                  # needs onnxruntime-gpu and a device
 python -m tools.gpu_check --provider cpu   # a dry run: converted for CUDA, run on the CPU
 
-Exit codes: 0 all results are right and, on a GPU, none is slower; 1 some are not, and the table names them; 3 the
-provider or its device is not there, and nothing was checked.
+Exit codes: 0 all results are right and, on a GPU, none is slower; 1 some are not, and the table names them;
+3 the provider or its device is not there, and nothing was checked.
 """
 
 from __future__ import annotations
