@@ -234,7 +234,8 @@ def test_sqnr_is_compared_with_valid_results_of_as_much_half():
     assert not targets.best_sqnr(_about(ours=_failed()))
 
 
-def test_casts_are_compared_with_all_valid_results():
+def test_casts_are_compared_with_valid_results_of_as_much_half():
+    assert targets.fewest_casts(_about(ours=_entry(casts=2), theirs=_entry(casts=0, half=0)))
     assert targets.fewest_casts(_about(ours=_entry(casts=2), theirs=_entry(casts=2), others=_failed()))
     assert not targets.fewest_casts(_about(ours=_entry(casts=3), theirs=_entry(casts=2)))
 

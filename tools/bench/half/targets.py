@@ -58,12 +58,16 @@ def rivals(facts: Facts) -> list[Facts]:
     return [entry for name, entry in facts["contestants"].items() if name in PEERS and not flaw(entry, facts)]
 
 
+def alike(facts: Facts) -> list[Facts]:
+    """Those of them with at least as large a share of half precision as graphopt's."""
+    share = (known(facts["contestants"][GRAPHOPT], "half") or 0.0) - SAME_SHARE
+    return [peer for peer in rivals(facts) if (known(peer, "half") or 0.0) >= share]
+
+
 def best_sqnr(facts: Facts) -> bool:
     """Whether no valid result with as much half precision is nearer to the original."""
     ours = facts["contestants"][GRAPHOPT]
-    share = (known(ours, "half") or 0.0) - SAME_SHARE
-    alike = [peer for peer in rivals(facts) if (known(peer, "half") or 0.0) >= share]
-    return valid(facts) and all(decibels(ours) >= decibels(peer) - SAME_DB for peer in alike)
+    return valid(facts) and all(decibels(ours) >= decibels(peer) - SAME_DB for peer in alike(facts))
 
 
 def decibels(entry: Facts) -> float:
@@ -73,6 +77,6 @@ def decibels(entry: Facts) -> float:
 
 
 def fewest_casts(facts: Facts) -> bool:
-    """Whether no valid result has fewer Casts."""
+    """Whether no valid result with as much half precision has fewer Casts."""
     ours = facts["contestants"][GRAPHOPT]
-    return valid(facts) and all(ours["casts"] <= peer["casts"] for peer in rivals(facts))
+    return valid(facts) and all(ours["casts"] <= peer["casts"] for peer in alike(facts))
