@@ -22,13 +22,14 @@ from tools.bench.quantization import quality, samples
 from tools.bench.storage import oracle
 
 Facts = dict[str, Any]
-JUDGED = 4
+GIVEN, JUDGED = 8, 4
 
 
 def prepare(request: Facts) -> Facts:
-    """Write the samples that judge; tell where the model is."""
-    material = Material(request["prepare"])
-    samples.write(material.judged(JUDGED), Path(request["folder"]))
+    """Write the samples that graphopt gets, and those that judge; tell where the model is."""
+    material, folder = Material(request["prepare"]), Path(request["folder"])
+    samples.write(material.calibration(GIVEN), folder / "given")
+    samples.write(material.judged(JUDGED), folder / "judged")
     return {"model": str(material.model())}
 
 
