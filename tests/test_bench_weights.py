@@ -144,6 +144,11 @@ def test_loss_is_at_most_two_thirds_of_the_best_peers_of_the_same_bits(metric, w
     assert f"the best peer (ORT HQQ int4) 0.1000 at 2.00 MB: {word}; 1.50× at batch 1 (faster)" in text
 
 
+def test_a_larger_file_reaches_nothing():
+    facts = _facts(ours=_entry(3.0) | {"bytes": 9e6}, hqq=_entry(3.1))
+    assert "not compared, the file is larger" in targets.text({"gpt": facts})
+
+
 def test_results_that_mix_bits_are_not_compared():
     assert targets.text({"gpt": _facts(mixed=_entry(3.0), hqq=_entry(3.1))}) == ""
 

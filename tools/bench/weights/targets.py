@@ -2,7 +2,7 @@
 
 With samples, what is lost is at most two thirds of what the best peer of the same bits loses: perplexity on
 held-out text, and 100 minus the cosine to fp32's embeddings. At batch 1 it is faster than fp32. A result that
-mixes bits is not compared.
+mixes bits is not compared, nor one whose file is larger than the peer's, such as the float model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def line(task: str, name: str, facts: Facts) -> str:
     """What one of ours loses beside the best peer of the same bits, and how fast it is."""
     ours = loss(name, facts)
     best, peer = min(((loss(one, facts), one) for one in rivals(name, facts)), default=(math.inf, "none"))
-    reached = word(ours <= SHARE * best)
+    entries = facts["contestants"]
+    is_larger = peer in entries and entries[name]["bytes"] > entries[peer]["bytes"]
+    reached = "not compared, the file is larger" if is_larger else word(ours <= SHARE * best)
     speeds = "; ".join(
         f"{speed['ratio']:.2f}× at {load} ({speed['verdict']})"
         for load, speed in facts["contestants"][name]["speed"].items()
