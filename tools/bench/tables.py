@@ -74,3 +74,10 @@ def markdown(head: list[str], alignment: str, lines: list[list[str]]) -> str:
     rule = ["-:" if side == ">" else "-" for side in alignment]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
     return "\n".join(f"| {' | '.join(line)} |" for line in [cells[0], rule, *cells[1:]])
+
+
+def target(name: str, reached: dict[str, bool], of: str) -> str:
+    """One line of a list: how many reach a target, out of how many `of` these, and which do not."""
+    missed = [key for key, is_reached in reached.items() if not is_reached]
+    tail = f"; not {', '.join(missed)}" if missed else ""
+    return f"- {name}: {len(reached) - len(missed)} of {len(reached)} {of}{tail}"

@@ -1,1 +1,1 @@
-"""Train the committed models on Fashion-MNIST: `python -m tools.train`."""
+"""Train the models of Fashion-MNIST, and a small language model: `python -m tools.train`."""

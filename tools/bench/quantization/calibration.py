@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tools import models
+from tools.bench import pages
+from tools.bench.conversion import environment
 from tools.bench.process import Usage, measure
-from tools.bench.quantization import contestants, pages
+from tools.bench.quantization import contestants
 from tools.bench.tables import markdown
 
 ORT = "ORT U8S8 min-max"
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
                 name, model, folder / "samples", folder / "result.onnx", options.peers_python
             )
             extra = ["--ranges", "minmax"] if name == contestants.GRAPHOPT else []
-            usage = measure([*command, *extra], options.limit, contestants.environment())
+            usage = measure([*command, *extra], options.limit, environment())
             lines.append(row(count, name, usage))
             print(*lines[-1], sep="\t", file=sys.stderr)
         shutil.rmtree(folder)

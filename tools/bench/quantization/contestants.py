@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from tools import models
+from tools.bench.roster import Roster
 
 GRAPHOPT = "graphopt"
-ORIGINAL = "fp32"
 PEERS = {
     "ORT default": ("peer_onnxruntime", "default"),
     "ORT U8S8 min-max": ("peer_onnxruntime", "minmax"),
@@ -18,7 +16,6 @@ PEERS = {
     "NNCF accurate": ("peer_nncf", "accurate"),
     "NNCF transformer": ("peer_nncf", "transformer"),
 }
-NAMES = [GRAPHOPT, *PEERS]
 
 
 def command(name: str, model: Path, samples: Path, result: Path, peers_python: str) -> list[str]:
@@ -34,12 +31,4 @@ def command(name: str, model: Path, samples: Path, result: Path, peers_python: s
     return [peers_python, "-m", f"tools.bench.quantization.{module}", *arguments]
 
 
-def environment() -> dict[str, str]:
-    """This one's, with the project on Python's path, where the peers' scripts are."""
-    paths = [str(models.ROOT), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
-def file_name(name: str) -> str:
-    """Name of the file of a contestant's result."""
-    return f"{name.replace(' ', '_')}.onnx"
+ROSTER = Roster([GRAPHOPT], PEERS, command)

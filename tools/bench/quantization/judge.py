@@ -1,7 +1,7 @@
 """Judge the quantized models of one task against fp32: `python -m tools.bench.quantization.judge`.
 
-Reads {"task", "samples", "models": {contestant: path}, "seconds"} from standard input, prints
-{contestant: facts} with fp32 as the contestant `fp32`.
+Reads {"task", "samples", "models": {contestant: path}, "seconds", "macs"} from standard input, prints
+{contestant: facts} with fp32 as the contestant `fp32`. Without "macs", integer arithmetic is not counted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from graphopt.errors import GraphoptError
 from graphopt.proof import measure
 from graphopt.runtime.worker import Worker
 from tools.bench.quantization import macs, quality, samples, tasks
-from tools.bench.quantization.contestants import ORIGINAL
 from tools.bench.quantization.task import Example, Prediction, Task
+from tools.bench.roster import ORIGINAL
 
 Facts = dict[str, Any]
 
@@ -28,13 +28,15 @@ def judge(request: dict[str, Any]) -> dict[str, Facts]:
     examples = task.examples()
     reference = quality.predictions(task.model(), task, examples)
     facts: dict[str, Facts] = {ORIGINAL: rated(task, examples, reference, reference)}
-    original = executed(task.model(), Path(request["samples"]), "--plain")
+    folder = Path(request["samples"])
+    original = executed(task.model(), folder, "--plain") if request["macs"] else {}
     for name, model in request["models"].items():
         try:
             found = quality.predictions(Path(model), task, examples)
             facts[name] = rated(task, examples, reference, found)
-            share = macs.integer_share(executed(Path(model), Path(request["samples"])), original)
-            facts[name] |= {"integer_macs": share, "speed": speeds(task, Path(model), request["seconds"])}
+            facts[name]["speed"] = speeds(task, Path(model), request["seconds"])
+            if request["macs"]:
+                facts[name]["integer_macs"] = macs.integer_share(executed(Path(model), folder), original)
         except (GraphoptError, ValueError) as error:  # ValueError: outputs of another shape
             facts[name] = {"why": f"does not run: {error}"[:200]}
     return facts
@@ -87,7 +89,12 @@ def prepare(request: dict[str, Any]) -> Facts:
     task = tasks.load(request["prepare"])
     calibration = task.calibration()
     samples.write(calibration, Path(request["samples"]))
-    about = {"kind": task.kind, "metric": task.metric, "agreement_is": task.agreement_is}
+    about = {
+        "kind": task.kind,
+        "metric": task.metric,
+        "lower_is_better": task.lower_is_better,
+        "agreement_is": task.agreement_is,
+    }
     return {"model": str(task.model()), "calibration": len(calibration), **about}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from tools.bench.quantization.contestants import ORIGINAL
+from tools.bench.roster import ORIGINAL
 from tools.bench.tables import markdown
 
 Facts = dict[str, Any]

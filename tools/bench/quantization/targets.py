@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tools.bench.quantization.contestants import GRAPHOPT, ORIGINAL, PEERS
+from tools.bench.quantization.contestants import GRAPHOPT, PEERS
+from tools.bench.roster import ORIGINAL
 from tools.bench.tables import markdown
 
 Facts = dict[str, Any]

@@ -41,12 +41,14 @@ class Task(ABC):
         name: of the model's recipe, and of the task.
         kind: tasks of one kind share a table.
         metric: what `score` measures, or empty where the right answers are not known.
+        lower_is_better: whether a small metric is good.
         agreement_is: what `agreement` measures.
     """
 
     name: str
     kind: str
     metric: str = ""
+    lower_is_better: bool = False
     agreement_is: str = "equal answers, %"
 
     @abstractmethod

@@ -25,6 +25,7 @@ MODULES = {
     "shufflenet": "drawn",
     "densenet121": "drawn",
 }
+LANGUAGE = {"minilm": "sentences", "chargpt": "language"}  # the tasks of weight-only quantization
 
 
 def load(name: str) -> Task:
@@ -33,6 +34,6 @@ def load(name: str) -> Task:
     Raises:
         ImportError: a package of the extra `bench` is missing.
     """
-    module = importlib.import_module(f"{__name__}.{MODULES[name]}")
+    module = importlib.import_module(f"{__name__}.{(MODULES | LANGUAGE)[name]}")
     task: Task = module.task(name)
     return task

@@ -1,0 +1,1 @@
+"""fp16 beside other converters: `python -m tools.bench half`."""

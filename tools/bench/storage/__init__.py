@@ -1,0 +1,1 @@
+"""Weights stored in half precision: `python -m tools.bench storage`."""

@@ -1,0 +1,1 @@
+"""Weights of few bits beside other quantizers: `python -m tools.bench weights`."""

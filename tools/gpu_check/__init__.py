@@ -1,0 +1,1 @@
+"""Half precision on a GPU: `python -m tools.gpu_check`."""
