@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.errors import WorkerError
 from graphopt.pipeline import Run
-from graphopt.precision import Task
+from graphopt.precision import Outcome, Task
 from graphopt.proof.evaluation import HeldOut
 from graphopt.proof.heldout import divide, gather
 from graphopt.report import AccuracyReport
@@ -19,7 +19,7 @@ from graphopt.storage.spill import Spill
 if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.options import Options
-    from graphopt.precision import Lowering, Outcome
+    from graphopt.precision import Lowering
     from graphopt.proof.heldout import Division
     from graphopt.runtime.worker import Worker
     from graphopt.samples.sampling import Sample
@@ -55,6 +55,8 @@ class Lowerer:
             DataError: the samples do not fit the model, or overlap.
             UsageError: the budget needs a metric, and there is none.
         """
+        if reason := self._unrunnable:
+            return Outcome(None, reason), None
         task = self._task(model)
         outcome = stage(task)
         return outcome, self._accuracy(task, outcome)
@@ -94,6 +96,16 @@ class Lowerer:
         division = divide(samples, options.eval, specs, calibrate=calibrate, progress=options.progress)
         options.budget.require_metric(division.metric is not None)
         return division
+
+    @cached_property
+    def _unrunnable(self) -> str:
+        """Why nothing can be judged here; empty if it can, need not be, or the model is too large to run."""
+        try:
+            if self.options.verify:
+                self.worker.close(self.worker.open(self.original_path, self.here, self.options.threads))
+        except WorkerError as error:
+            return "" if error.reason == "memory" else f"ONNX Runtime cannot load the original here: {error}"
+        return ""
 
     def _runs(self, sample: Sample) -> bool:
         """Whether the original runs on a sample."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -76,7 +77,7 @@ def test_a_correct_rewrite_is_verified_and_written(model: Path, tmp_path: Path) 
 
 
 def test_the_guilty_rewrite_is_found_left_out_and_named(model: Path) -> None:
-    report = optimize(model, passes=[double_neg, wrong_exp]).report
+    report = graphopt.optimize(model, passes=[double_neg, wrong_exp]).report
     assert [item.rewrite for item in report.left_out] == [Rewrite("wrong-exp", "d")]
     assert "first diverging tensor: d" in report.left_out[0].reason
     assert report.evidence == "verified"
@@ -84,13 +85,13 @@ def test_the_guilty_rewrite_is_found_left_out_and_named(model: Path) -> None:
 
 
 def test_a_single_wrong_element_is_caught(model: Path) -> None:
-    report = optimize(model, passes=[NudgeOneWeight()]).report
+    report = graphopt.optimize(model, passes=[NudgeOneWeight()]).report
     assert [item.rewrite for item in report.left_out] == [Rewrite("nudge-one-weight", "w")]
     assert not report.rewrites
 
 
 def test_without_verification_the_report_says_so(model: Path) -> None:
-    report = optimize(model, passes=[wrong_exp], verify=False).report
+    report = graphopt.optimize(model, passes=[wrong_exp], verify=False).report
     assert report.evidence == "not verified"
     assert report.rule_counts() == {"wrong-exp": 1}
 
@@ -138,7 +139,7 @@ def test_a_rule_that_costs_time_is_reverted(model: Path, monkeypatch) -> None:
         return match.op("Pow", [match["x"], half])
 
     fake_measure(monkeypatch, lambda path: "Pow" in op_types(path))
-    report = optimize(model, passes=[double_neg, slow_sqrt], measure=True).report
+    report = graphopt.optimize(model, passes=[double_neg, slow_sqrt], measure=True).report
     assert {item.rewrite.rule for item in report.left_out} == {"slow-sqrt"}
     assert report.rule_counts() == {"double-neg": 2}
     assert report.comparison.verdict == "same"
@@ -146,7 +147,7 @@ def test_a_rule_that_costs_time_is_reverted(model: Path, monkeypatch) -> None:
 
 def test_if_nothing_pays_the_original_is_kept(model: Path, tmp_path: Path, monkeypatch) -> None:
     fake_measure(monkeypatch, lambda path: path.name != "model.onnx")
-    report = optimize(model, tmp_path / "out.onnx", passes=[double_neg], measure=True).report
+    report = graphopt.optimize(model, tmp_path / "out.onnx", passes=[double_neg], measure=True).report
     assert report.kept_original is not None
     assert op_types(tmp_path / "out.onnx") == op_types(model)
 
@@ -223,6 +224,22 @@ def test_a_custom_operator_is_optimized_structurally() -> None:
     proto = parse(GRAPH)
     proto.graph.node[3].domain = "nobody.knows"
     proto.opset_import.append(onnx.helper.make_opsetid("nobody.knows", 1))
-    report = optimize(proto, passes=[double_neg]).report
+    report = graphopt.optimize(proto, passes=[double_neg]).report
     assert report.evidence == "structural only"
     assert report.rule_counts() == {"double-neg": 2}
+
+
+LOWER = [{"precision": "int8-dynamic"}, {"precision": "fp16", "target": "cuda"}, {"store": "fp16"}]
+
+
+@pytest.mark.parametrize("how", LOWER, ids=lambda how: " ".join(how.values()))
+def test_lower_precision_is_not_judged_where_the_original_cannot_run(how):
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "nowhere" : 1]>'
+        " g (float[n,64] x, float[64,64] w) => (float[n,64] y) { a = MatMul(x, w)  y = nowhere.Foo(a) }"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w"))
+    del proto.graph.input[1:]
+    report = graphopt.optimize(proto, measure=False, **how).report
+    assert report.evidence == "structural only"
+    assert any("ONNX Runtime cannot load the original here" in note for note in report.notes)

@@ -375,3 +375,15 @@ def test_scales_and_pads_stay_small():
     for sample in _draw(_model(nodes, inputs, [_info("y", 1, None)])):
         assert set(sample["scales"].numpy()) <= {1.0, 2.0}
         assert set(sample["pads"].numpy()) <= {1, 2, 3, 4}
+
+
+def test_sizes_that_are_tried_stay_within_memory():
+    """A model that runs with none of them is no reason to draw samples of gigabytes."""
+    ports = [helper.make_tensor_value_info(name, 1, ["n", "c", "h", "w"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    drawer = Drawer(ir.from_proto(helper.make_model(graph)), override=False)
+    drawn = []
+    drawer.runs = lambda sample: bool(drawn.append(sample["x"].size))
+    assert drawer.choices
+    assert len(drawn) > 10
+    assert max(drawn) <= 1 << 25

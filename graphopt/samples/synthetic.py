@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +24,8 @@ Shapes = dict[str, tuple[int, ...]]
 _WORDS = ("", "a", "graph", "the quick brown fox", "0", "3.5", "été", "日本語")
 _SEQUENCE_LENGTH = 3
 _OVERRIDE_EVERY = 4
+# Of a sample that is only tried: sizes are mixed at random, and a model may run with none of them.
+_MOST_ELEMENTS = 1 << 25
 _SMALL_INTEGERS = frozenset({2, 3, 4, 5, 21, 22, 25, 26})
 
 
@@ -89,8 +92,10 @@ class Drawer:
         if runs is None or not variables:
             return [plain]
 
+        most = max(_MOST_ELEMENTS, _elements(specs, plain))
+
         def fits(choice: Choice) -> bool:
-            return runs(self._draw(specs, choice, 0))
+            return _elements(specs, choice) <= most and runs(self._draw(specs, choice, 0))
 
         found = search(variables, fits, self.seed, one=workload)
         return [enlarged(variables, choice, fits) if workload else choice for choice in found] or [plain]
@@ -118,6 +123,16 @@ class Drawer:
             elif override and spec.elem_type in FLOATING:
                 sample[spec.name] = _perturbed(spec.default, rng)
         return sample
+
+
+def _elements(specs: Sequence[InputSpec], choice: Choice) -> int:
+    """Elements of all inputs of these sizes."""
+    return sum(math.prod(_sizes(spec, choice)) for spec in specs)
+
+
+def _sizes(spec: InputSpec, choice: Choice) -> Iterator[int]:
+    for axis, dim in enumerate(spec.shape or ()):
+        yield dim if isinstance(dim, int) else choice.get(dim_name(spec, axis), 1)
 
 
 @dataclass
