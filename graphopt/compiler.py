@@ -301,7 +301,7 @@ class Compiler:
         outcome, accuracy = self._lowerer.lower(candidate.model, stage)
         self.report.notes += outcome.notes
         if outcome.model is None:
-            self._tell(outcome.layers, accuracy, kept=False)
+            self._tell(_undone(outcome.layers, "nothing of it was kept"), accuracy, kept=False)
             return self._not_lowered(candidate, precision, outcome.reason)
         lowered = Candidate(outcome.model, candidate.journal)
         measured = self.options.measure and self._runnable()
@@ -431,18 +431,24 @@ def _taken_back(
     outcome: Outcome, accuracy: AccuracyReport | None, reason: str
 ) -> tuple[list[LayerReport], AccuracyReport | None]:
     """What is told of a result that the last measurement contradicts."""
-    told = "the whole is slower than the original"
-    layers = [
-        replace(
+    layers = _undone(outcome.layers, "the whole is slower than the original")
+    return layers, accuracy and replace(accuracy, achieved=False, reason=reason)
+
+
+def _undone(layers: Iterable[LayerReport], why: str) -> list[LayerReport]:
+    """What is told of layers whose lower precision is not in the result."""
+    return [
+        layer
+        if layer.precision == "float32"
+        else replace(
             layer,
             precision="float32",
             fused=None,
             bytes_after=layer.bytes_before,
-            reason=layer.reason or told,
+            reason=layer.reason or why,
         )
-        for layer in outcome.layers
+        for layer in layers
     ]
-    return layers, accuracy and replace(accuracy, achieved=False, reason=reason)
 
 
 def _check_output(source: Path | None, output: Path, in_place: bool) -> None:

@@ -41,7 +41,7 @@ def facts(report: Report) -> Iterator[Fact]:
     if any(map(_is_lowered, others)):
         yield "weights", _weights(others)
         weights = halves  # scales of integers among them, whose bytes count above, too
-    if weights:
+    if halves:
         yield "stored", _weights(weights)
 
 

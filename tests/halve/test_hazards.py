@@ -87,6 +87,13 @@ def test_other_samples_may_be_twice_as_large(worker: Worker) -> None:
     assert kept(proto, worker, {"x": np.array([0, 32000], np.float32)}) == {}
 
 
+@pytest.mark.parametrize(("largest", "is_kept"), [(3.0, False), (100.0, True)])
+def test_angles_that_turn_often(largest: float, is_kept: bool, worker: Worker) -> None:
+    proto = kit.model("g (float[4] x) => (float[4] y) { a = Mul(x, c) y = Sin(a) }", c=kit.scalar(1.0))
+    found = kept(proto, worker, {"x": np.linspace(0, largest, 4, dtype=np.float32)})
+    assert ("y" in found and "a" in found) is is_kept
+
+
 def test_numbers_that_vanish(worker: Worker) -> None:
     proto = parse("g (float[2] x) => (float[2] y) { a = Neg(x) y = Sqrt(a) }")
     assert kept(proto, worker, {"x": np.array([0, -1e-6], np.float32)}).keys() == {"a", "y"}

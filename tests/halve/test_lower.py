@@ -54,6 +54,36 @@ def test_the_interface_becomes_half_on_request_and_is_said() -> None:
     assert "float inputs and outputs became float16, as --convert-io asks" in result.report.notes
 
 
+def centred() -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
+    """A difference of large numbers, which halves of the input no longer know."""
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((64, 64)) / 8).astype(np.float32)
+    proto = kit.model(
+        "g (float[N,64] x) => (float[N,64] y) { d = Sub(x, c) y = MatMul(d, w) }",
+        w=weight,
+        c=kit.scalar(9999.5),
+    )
+    feeds = [{"x": (9999.5 + rng.standard_normal((1, 64))).astype(np.float32)} for _ in range(40)]
+    return proto, feeds
+
+
+def test_a_converted_interface_is_judged_as_it_is_written() -> None:
+    """Rounded inputs leave nothing of the difference, so it is no result."""
+    proto, feeds = centred()
+    result = lowered(proto, data=feeds, keep=["Sub"], convert_io=True, max_drop="50%")
+    assert types(serialized(result.model))["x"] == onnx.TensorProto.FLOAT
+    assert any("not achieved" in note for note in result.report.notes)
+
+
+def test_a_cheap_node_alone_is_found_to_be_what_costs() -> None:
+    """Alone the Sub is not worth its Casts, so only beside the product does it show what it costs."""
+    proto, feeds = centred()
+    result = lowered(proto, data=feeds)
+    found = {layer.name: layer.precision for layer in result.report.layers}
+    assert (found["d"], found["y"]) == ("float32", "float16")
+    assert result.report.accuracy is not None and result.report.accuracy.achieved
+
+
 def test_an_interface_that_does_not_fit_stays() -> None:
     proto = kit.model(
         "g (float[N,8] x) => (float[N,8] y) { a = MatMul(x, w) b = Sigmoid(a) y = Mul(b, c) }",

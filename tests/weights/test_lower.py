@@ -209,3 +209,38 @@ def test_what_is_asked_must_make_sense(case: str) -> None:
 def test_the_tables_agree() -> None:
     assert list(MADE) == list(PRECISIONS)
     assert ROUNDINGS[0] == "auto" and BLOCK_SIZES == (16, 32, 64, 128, 256)
+
+
+def test_a_weight_with_nan_stays_and_the_others_are_fitted() -> None:
+    bad = normal(64, 64)
+    bad[3, 5] = np.nan
+    proto = build(
+        "g (float[n,64] x) => (float[n,64] y, float[n,64] z) { y = MatMul(x, w)  z = MatMul(x, v) }",
+        w=normal(64, 64),
+        v=bad,
+    )
+    data = [{"x": RNG.standard_normal((1, 64)).astype(np.float32)} for _ in range(24)]
+    result = lowered(proto, data=data, max_drop="100%")
+    assert {one.name: one.precision for one in result.report.layers}["v"] == "float32"
+
+
+def test_rows_of_a_prime_length_share_one_scale() -> None:
+    proto = build(
+        "g (float[1,1031,2,2] x) => (float[1,64,2,2] y) { y = Conv(x, w) }", w=normal(64, 1031, 1, 1)
+    )
+    result = lowered(proto, rounding="nearest", max_drop="100%")
+    (layer,) = result.report.layers
+    assert layer.precision in ("int4", "int8") and layer.block == 1031
+    assert result.report.after is not None and result.report.before is not None
+    assert result.report.after.file_bytes < 0.3 * result.report.before.file_bytes
+
+
+def test_weights_that_sum_up_single_numbers_stay() -> None:
+    proto = build("g (float[1,1,8,8] x) => (float[1,4096,8,8] y) { y = Conv(x, w) }", w=normal(4096, 1, 1, 1))
+    (layer,) = lowered(proto, max_drop="100%").report.layers
+    assert layer.precision == "float32" and "summed up" in layer.reason
+
+
+def test_there_may_be_nothing_left_to_store() -> None:
+    result = lowered(models.path("fashion_mlp"), "fp16", target="cuda", store="fp16", strict=True)
+    assert any("no float32 weight is left" in note for note in result.report.notes)

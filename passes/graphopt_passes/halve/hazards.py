@@ -37,6 +37,7 @@ _SUMS = (
     "ReduceLogSum",
     "ReduceLogSumExp",
 )
+_ANGLE = 8.0
 _DIVIDES = ("Div", "Reciprocal", "Log", "Pow")
 
 Reasons = Iterator[tuple[ir.Node, str]]
@@ -180,6 +181,17 @@ def _deep(seen: _Seen) -> Reasons:
             yield node, f"it sums {before / after:,.0f} terms"
 
 
+def _angles(seen: _Seen) -> Reasons:
+    """|x| ≤ 8 in Sin and Cos: beyond, the steps of a half are a visible part of a turn."""
+    for node in g.nodes(seen.model):
+        if not g.is_op(node, "Sin", "Cos") or node.inputs[0] is None:
+            continue
+        reach = _reach(seen.statistics.get(node.inputs[0].name or "", Extent()))
+        if reach * HEADROOM > _ANGLE:
+            told = f"'{node.inputs[0].name}' reaches {reach:.3g}, too far for angles in {seen.limits.name}"
+            yield from ((other, told) for other in around(node.inputs[0]))
+
+
 def _norms(seen: _Seen) -> Reasons:
     """Squares overflow above 256, and vanish below 0.0002."""
     if seen.limits.name == "float16":
@@ -204,6 +216,7 @@ _RULES: tuple[Callable[[_Seen], Reasons], ...] = (
     _mixed,
     _shape_arithmetic,
     _norms,
+    _angles,
     _overflow,
     _underflow,
     _constants,

@@ -7,7 +7,7 @@ return to float, as few as possible.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from graphopt import graph as g
@@ -73,12 +73,11 @@ class _Search:
             return Outcome(None, reason, notes=(*self.notes, store))
         judged = self.trials.judged(self.reasons)
         if not judged.halved.nodes:
-            return self._refuse(f"no node can be {self.half}", judged)
-        if not judged.holds:
-            judged = self._searched(judged)
-        if not (judged.holds and judged.halved.nodes):
+            return self._refuse(f"no node can be {self.half}")
+        found = judged if judged.holds else self._searched(judged)
+        if not (found.holds and found.halved.nodes):
             return self._refuse(f"no part in {self.half} keeps the budget: {judged.reason}", judged)
-        return self._accept(judged)
+        return self._accept(found)
 
     # What must stay float.
 
@@ -87,7 +86,10 @@ class _Search:
         if raised := soften(self.model, self.task.new_run(), self.half, statistics):
             self.notes += raised
             statistics = self._gathered()
-        self.reasons = hazards(self.model, self.task.new_run(), self.half, statistics)
+        run = self.task.new_run()
+        named = [g.output_name(node) for node in g.nodes(self.model.ir) if run.keeps(node)]
+        kept = dict.fromkeys(named, "it is to be kept (--keep)")
+        self.reasons = {**hazards(self.model, run, self.half, statistics), **kept}
         self.statistics = statistics
 
     def _gathered(self) -> Statistics:
@@ -100,7 +102,7 @@ class _Search:
     @cached_property
     def trials(self) -> Trials:
         """Tries of the float model."""
-        return Trials(self.task, self.model, self.half, sizes(self.statistics))
+        return Trials(self.task, self.model, self.half, sizes(self.statistics), self._interface[0])
 
     # CPUs.
 
@@ -128,13 +130,19 @@ class _Search:
 
         def holds(kept: frozenset[str]) -> bool:
             self.task.progress(f"returning nodes to float ({len(tries)} tries)")
-            tries[kept] = self.trials.judged({*self.reasons, *kept})
+            if kept not in tries:
+                tries[kept] = self.trials.judged({*self.reasons, *kept})
             return tries[kept].holds
 
         found = smallest(rank(parts, noises), holds)
-        judged = tries[found] if found in tries else self.trials.judged({*self.reasons, *found})
+        if not (holds(found) and tries[found].halved.nodes):
+            # Some parts would be half only beside others, and show what they cost only there.
+            alone = [part for part in parts if holds(frozenset(part)) and tries[frozenset(part)].halved.nodes]
+            most = sorted(alone, key=lambda part: len(tries[frozenset(part)].halved.nodes))[-1:]
+            found = smallest(most, holds) if most else found
+        holds(found)
         self._blame(found, noises)
-        return judged
+        return tries[found]
 
     def _order(self) -> list[str]:
         return [g.output_name(node) for node in g.nodes(self.model.ir)]
@@ -158,32 +166,34 @@ class _Search:
     # The end.
 
     def _accept(self, judged: Judged) -> Outcome:
-        model, halved, run = self.trials.build(judged.kept, keep_io=self._keep_io())
+        model, halved, run = self.trials.build(judged.kept)
         if wrong := self._wrong(model):
             return self._refuse(wrong, judged)
         if self.task.measured and not (measured := self._measured(judged)).pays:
             return self._refuse(f"{self.half} does not pay here: {measured.summary()}", judged)
         if self.task.options.target != self.task.target.name:
             self.notes.append(f"{self.half} was checked and judged on the CPU: whether it pays is not known")
+        self.notes += [told for told in self._interface[1:] if told]
         self.notes.append(f"{halved.casts} Casts between float and {self.half}")
         if self.task.division.calibration.is_synthetic:
             self.notes.append("ranges are those of drawn samples: give real ones with --data")
         self.notes += [note for note in run.journal.notes if not note.startswith(("opset", "IR version"))]
         share = macs_share(self.model, self.task, halved.nodes)
+        if share == 0:
+            return self._refuse(f"nothing that multiplies would be {self.half}", judged)
         layers = self._findings(halved).describe(halved.nodes)
         return Outcome(model, judged.reason, judged.score, layers, share, tuple(self.notes))
 
-    def _keep_io(self) -> bool:
-        """Whether the interface stays float; what does not fit into half must."""
+    @cached_property
+    def _interface(self) -> tuple[bool, str]:
+        """Whether inputs and outputs stay float, and what to say of it; what does not fit into half must."""
         if not self.task.options.convert_io:
-            return True
+            return True, ""
         graph = self.model.ir.graph
         ports = (*graph.inputs, *graph.outputs)
         if told := [why for value in ports if (why := beyond(value, self.half, self.statistics))]:
-            self.notes.append(f"inputs and outputs stay float: {told[0]}")
-            return True
-        self.notes.append(f"float inputs and outputs became {self.half}, as --convert-io asks")
-        return False
+            return True, f"inputs and outputs stay float: {told[0]}"
+        return False, f"float inputs and outputs became {self.half}, as --convert-io asks"
 
     def _wrong(self, model: Model) -> str:
         """What type inference or the runtime say against the result; empty if nothing."""
@@ -199,12 +209,12 @@ class _Search:
             return f"ONNX Runtime does not load the result: {error}"
 
     def _measured(self, judged: Judged) -> Trial:
-        path = self.task.write(self.trials.build(judged.kept)[0])
+        path = self.task.write(replace(self.trials, keep_io=True).build(judged.kept)[0])
         return self.task.compare(self.task.float_path, path)
 
-    def _refuse(self, reason: str, judged: Judged) -> Outcome:
-        layers = self._findings(judged.halved).describe(frozenset())
-        return Outcome(None, reason, judged.score, layers, notes=tuple(self.notes))
+    def _refuse(self, reason: str, judged: Judged | None = None) -> Outcome:
+        layers = self._findings(judged.halved).describe(frozenset()) if judged else ()
+        return Outcome(None, reason, judged.score if judged else None, layers, notes=tuple(self.notes))
 
     def _findings(self, halved: Halved) -> Findings:
         return Findings(self.model.ir, self.half, halved.able, self.reasons, self.noises)

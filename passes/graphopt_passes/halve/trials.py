@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from graphopt.model import Model
 from graphopt.pipeline import Run
@@ -50,6 +50,7 @@ class Trials:
         model: the float model; not changed.
         half: ``float16`` or ``bfloat16``.
         sizes: elements of its values.
+        keep_io: whether inputs and outputs stay float; what is judged rounds them if not.
         weights: converted so far.
     """
 
@@ -57,15 +58,16 @@ class Trials:
     model: Model
     half: str
     sizes: Mapping[str, float]
+    keep_io: bool = True
     weights: Weights = field(init=False)
 
     def __post_init__(self) -> None:
         self.weights = Weights(self.half, self.task.new_run().spill)
 
-    def build(self, kept: Collection[str], *, keep_io: bool = True) -> tuple[Model, Halved, Run]:
+    def build(self, kept: Collection[str]) -> tuple[Model, Halved, Run]:
         """The model in half."""
         model, run = self.model.clone(), self.task.new_run()
-        halved = halve(model, run, self.half, kept, keep_io=keep_io, sizes=self.sizes, weights=self.weights)
+        halved = halve(model, run, self.half, kept, **self._how)
         return model, halved, run
 
     def judged(self, kept: Collection[str]) -> Judged:
@@ -83,11 +85,15 @@ class Trials:
 
     def _rounded(self, kept: Collection[str], use: Callable[..., Found]) -> tuple[Halved, Found]:
         model, run = self.model.clone(), self.task.new_run()
-        halved = halve(model, run, self.half, kept, sizes=self.sizes, emulate=True, weights=self.weights)
+        halved = halve(model, run, self.half, kept, emulate=True, **self._how)
         path = self.task.write(model)
         found = use(path)
         path.unlink()
         return halved, found
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"keep_io": self.keep_io, "sizes": self.sizes, "weights": self.weights}
 
     @cached_property
     def _judge(self) -> HeldOut:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RULE = "quantize-weights"
 LEAST = 1 << 11  # numbers of a weight; smaller ones save little, and their scales and nodes take it back
+LEAST_BLOCK = 4  # numbers that share a scale, which takes as much room as eight of them
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
@@ -100,7 +101,7 @@ class Place:
         if self.computes(wanted):
             return wanted
         columns = self.shape[1]
-        divisors = [size for size in range(1, columns + 1) if columns % size == 0]
+        divisors = [size for size in range(LEAST_BLOCK, columns + 1) if columns % size == 0]
         return min(divisors, key=lambda size: abs(math.log(size / wanted)))
 
     def rows(self) -> Array:
@@ -121,8 +122,11 @@ def places(model: Model, run: Run) -> Iterator[Place]:
             run.journal.refuse(RULE, f"'{weight.name}'", "it is also read by what may need all of its digits")
         elif any(run.keeps(one.node) for one in known):
             run.journal.refuse(RULE, f"'{weight.name}'", "it is to be kept (--keep)")
+        elif known and (place := Place(weight, known)).shape[1] < LEAST_BLOCK:
+            told = f"only {place.shape[1]} of its numbers are summed up, too few to share a scale"
+            run.journal.refuse(RULE, f"'{weight.name}'", told)
         elif known:
-            yield Place(weight, known)
+            yield place
 
 
 @dataclass(frozen=True)

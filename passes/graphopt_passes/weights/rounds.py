@@ -57,13 +57,17 @@ class Rounder:
         found = {place.name: place for place in places(self.model, run) if place.name in bits}
         if method == "gptq":
             for place, moments in self._moments(found):
+                try:
+                    weight = self._fit(place, moments, bits[place.name])
+                except ValueError:  # NaN or infinity: left to what needs no samples, which says so
+                    continue
                 del found[place.name]
-                yield place.name, Packed.of(self._fit(place, moments, bits[place.name]), "gptq", run.spill)
+                yield place.name, Packed.of(weight, "gptq", run.spill)
         for done, place in enumerate(found.values()):
             self.task.progress("rounding weights", done, len(found))
-            weight, how = self._round(place, bits[place.name], method)
-            if weight is not None:
-                yield place.name, Packed.of(weight, how, run.spill)
+            plain, how = self._round(place, bits[place.name], method)
+            if plain is not None:
+                yield place.name, Packed.of(plain, how, run.spill)
 
     def _block(self, place: Place, bits: int) -> int:
         return place.block(self.task.options.block_size or BLOCKS[bits])

@@ -21,6 +21,9 @@ def bf16(task: Task) -> Outcome:
 def _store(task: Task, half: Half) -> Outcome:
     model, run = task.model.clone(), task.new_run()
     layers = tuple(stored(model, run, half))
+    if not layers and task.options.precision is not None:
+        told = "no float32 weight is left that is worth storing in half precision"
+        return Outcome(task.model.clone(), told, notes=(told,))
     if not any(one.precision == half.dtype.name.lower() for one in layers):
         why = next((one.reason for one in run.journal.refusals if one.rule == RULE), "no weight is worth it")
         return Outcome(None, why, layers=layers)
