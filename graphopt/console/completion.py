@@ -20,32 +20,37 @@ def precisions(incomplete: str) -> Iterable[str]:
     """Names for ``--precision``."""
     from graphopt.options import PRECISIONS
 
-    return [name for name in PRECISIONS if name.startswith(incomplete)]
+    return _starting(incomplete, PRECISIONS)
 
 
 def stores(incomplete: str) -> Iterable[str]:
     """Names for ``--store``."""
     from graphopt.options import STORES
 
-    return [name for name in STORES if name.startswith(incomplete)]
+    return _starting(incomplete, STORES)
 
 
 def roundings(incomplete: str) -> Iterable[str]:
     """Names for ``--rounding``."""
     from graphopt.options import ROUNDINGS
 
-    return [name for name in ROUNDINGS if name.startswith(incomplete)]
+    return _starting(incomplete, ROUNDINGS)
 
 
 def ranges(incomplete: str) -> Iterable[str]:
     """Names for ``--ranges``."""
     from graphopt.options import RANGES
 
-    return [name for name in RANGES if name.startswith(incomplete)]
+    return _starting(incomplete, RANGES)
 
 
 def targets(incomplete: str) -> Iterable[str]:
     """Names for ``--target``."""
     from graphopt.target import TARGETS
 
-    return [name for name in TARGETS if name.startswith(incomplete)]
+    return _starting(incomplete, TARGETS)
+
+
+def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
+    """The names that begin with what was typed."""
+    return [name for name in names if name.startswith(incomplete)]

@@ -117,7 +117,7 @@ def _request(place: Place) -> Request | None:
     kind, value = moments_of(reader.node), reader.node.inputs[0]
     if len(place.readers) > 1 or reader.index != 1 or kind is None or value is None:
         return None
-    fits = kind.columns == place.shape[1] <= MOST_COLUMNS and kind.start().products.shape[0] == 1
+    fits = kind.columns == place.shape[1] <= MOST_COLUMNS and len(kind.start().total) == 1
     return Request(value.name or "", kind) if fits else None
 
 
