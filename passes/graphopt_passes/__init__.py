@@ -102,6 +102,11 @@ PRECISIONS: dict[str, str] = {
 }
 """Name of ``--precision`` → what lowers it, a :class:`graphopt.precision.Lowering`."""
 
+PRUNINGS: dict[str, str] = {
+    "rank": f"{_HERE}.compress.rank:prune",
+}
+"""Option of pruning → what does it, a :class:`graphopt.precision.Lowering`."""
+
 STORES: dict[str, str] = {
     "fp16": f"{_HERE}.weights.store:fp16",
     "bf16": f"{_HERE}.weights.store:bf16",
