@@ -44,6 +44,20 @@ def ranges(incomplete: str) -> Iterable[str]:
     return _starting(incomplete, RANGES)
 
 
+def objectives(incomplete: str) -> Iterable[str]:
+    """Names for ``--objective``."""
+    from graphopt.pruning import OBJECTIVES
+
+    return _starting(incomplete, OBJECTIVES)
+
+
+def selections(incomplete: str) -> Iterable[str]:
+    """Names for ``--select``."""
+    from graphopt.pruning import SELECTIONS
+
+    return _starting(incomplete, SELECTIONS)
+
+
 def targets(incomplete: str) -> Iterable[str]:
     """Names for ``--target``."""
     from graphopt.target import TARGETS
