@@ -16,6 +16,7 @@ from graphopt.report import PrunedLayer
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.weights.judging import Verdict, judged
 
+_GRAIN = 0.01  # of a share, which nobody misses
 STEPS = 5  # halvings of the share between what keeps the budget and what does not
 
 
@@ -58,8 +59,9 @@ def searched(task: Task, make: Make, asked: float, *, saves_time: bool) -> Outco
         if smaller is None:
             reason = f"no share of it keeps the budget: {found.verdict.reason}"
             return Outcome(None, reason, found.verdict.score, pruned=found.attempt.layers)
-        found = smaller
-    return _timed(task, found, asked, saves_time=saves_time)
+        return _timed(task, smaller, "the most that keeps the budget", saves_time=saves_time)
+    less = found.attempt.share < asked - _GRAIN
+    return _timed(task, found, "the most that can be" if less else "", saves_time=saves_time)
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,14 @@ def _smaller(task: Task, make: Make, broken: float) -> _Tried | None:
     return best
 
 
-def _timed(task: Task, found: _Tried, asked: float, *, saves_time: bool) -> Outcome:
+def _timed(task: Task, found: _Tried, limit: str, *, saves_time: bool) -> Outcome:
     """The outcome of what keeps the budget, once it is measured."""
     attempt, verdict = found.attempt, found.verdict
     assert attempt.model is not None
     if not verdict.unknown and (slow := _too_slow(task, attempt.model, saves_time=saves_time)):
         return Outcome(None, slow, verdict.score, pruned=attempt.layers)
-    notes = (f"removed {attempt.told}{_less(found, asked)}", *attempt.notes, *verdict.notes, *_blind(task))
+    told = f"removed {attempt.told}{f', {limit}' if limit else ''}"
+    notes = (told, *attempt.notes, *verdict.notes, *_blind(task))
     return Outcome(attempt.model, verdict.reason, verdict.score, notes=notes, pruned=attempt.layers)
 
 
@@ -113,13 +116,6 @@ def _too_slow(task: Task, model: Model, *, saves_time: bool) -> str:
     if saves_time and not trial.pays:
         return f"it is not faster: {trial.summary()}; --objective macs or size keeps it all the same"
     return ""
-
-
-def _less(found: _Tried, asked: float) -> str:
-    """Says so if less was removed than was asked for."""
-    if found.attempt.share > asked - 0.01:
-        return ""
-    return f", not {asked:.0%}" if asked < 1 else ", the most that can be"
 
 
 def _blind(task: Task) -> list[str]:
