@@ -104,6 +104,8 @@ PRECISIONS: dict[str, str] = {
 
 PRUNINGS: dict[str, str] = {
     "rank": f"{_HERE}.compress.rank:prune",
+    "circulant": f"{_HERE}.compress.circulant:prune",
+    "cluster": f"{_HERE}.compress.cluster:prune",
 }
 """Option of pruning → what does it, a :class:`graphopt.precision.Lowering`."""
 

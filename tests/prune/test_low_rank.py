@@ -11,9 +11,9 @@ from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
-from graphopt_passes.compress.linear import Linear, bias_of, linears
 from graphopt_passes.compress.low_rank import Spectrum
 from graphopt_passes.compress.split import split
+from graphopt_passes.refit.linear import Linear, linear_layers
 from tests.support import compute, serialized
 
 RNG = np.random.default_rng(0)
@@ -72,8 +72,8 @@ LAYERS = {
         (2, 3, 9, 8),
     ),
     "conv same": (
-        'g (float[N, 3, 9] x) => (float[N, 5, 5] y) { y = Conv <auto_pad = "SAME_UPPER", strides = [2], kernel_shape = [4]>'
-        " (x, w) }",
+        "g (float[N, 3, 9] x) => (float[N, 5, 5] y) {"
+        ' y = Conv <auto_pad = "SAME_UPPER", strides = [2], kernel_shape = [4]> (x, w) }',
         {"w": (5, 3, 4)},
         (2, 3, 9),
     ),
@@ -115,53 +115,17 @@ def test_a_split_of_full_rank_computes_the_same(
 ) -> None:
     proto = model_of(text, weights)
     model, run = Model.of(proto), Run(CPU, worker)
-    (layer,) = linears(model, run, "rank")
+    (layer,) = linear_layers(model)
     assert isinstance(layer, Linear)
     spectrum = Spectrum.of(np.eye(layer.channels), None)
-    shift = None if bias_of(layer) is None else normal(layer.channels).astype(np.float64)
-    split(layer, *spectrum.factors(layer.matrix(), layer.channels), shift, model, run)
+    shift = normal(layer.channels).astype(np.float64) if layer.can_shift else None
+    split(layer, *spectrum.factors(layer.rows(), layer.channels), shift, model, run)
     after = serialized(model)
     onnx.checker.check_model(after, full_check=True)
     feeds = {"x": normal(*shape)}
     (before,), (found,) = compute(proto, feeds), compute(after, feeds)
     if shift is not None:
-        axis = 1 if layer.node.op_type == "Conv" else before.ndim - 1
+        axis = 1 if layer.op == "Conv" else before.ndim - 1
         before = before + shift.reshape([-1 if i == axis else 1 for i in range(before.ndim)])
     np.testing.assert_allclose(found, before, rtol=1e-4, atol=1e-4)
-    assert [node.op_type for node in model.ir.graph].count(layer.node.op_type) == 2
-
-
-REFUSED = {
-    "groups": (
-        "g (float[N, 4, 5] x) => (float[N, 4, 3] y) { y = Conv <group = 2> (x, w) }",
-        {"w": (4, 2, 3)},
-        "groups",
-    ),
-    "shared": (
-        "g (float[N, 4] x) => (float[N, 4] y) { a = MatMul (x, w) y = MatMul (a, w) }",
-        {"w": (4, 4)},
-        "elsewhere",
-    ),
-    "stack": ("g (float[2, 3, 4] x) => (float[2, 3, 4] y) { y = MatMul (x, w) }", {"w": (2, 4, 4)}, "stack"),
-    "alpha": (
-        "g (float[N, 4] x) => (float[N, 4] y) { y = Gemm <alpha = 2.0> (x, w) }",
-        {"w": (4, 4)},
-        "alpha",
-    ),
-}
-
-
-@pytest.mark.parametrize(("text", "weights", "told"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_split_is_refused(
-    text: str, weights: dict[str, tuple[int, ...]], told: str, worker: Worker
-) -> None:
-    model = Model.of(model_of(text, weights))
-    for found in linears(model, Run(CPU, worker), "rank"):
-        assert not isinstance(found, Linear)
-        assert told in found[1]
-
-
-def test_what_is_kept_is_refused(worker: Worker) -> None:
-    model = Model.of(model_of(LAYERS["gemm"][0], LAYERS["gemm"][1]))
-    (found,) = linears(model, Run(CPU, worker, keep=frozenset(["Gemm"])), "rank")
-    assert not isinstance(found, Linear) and "--keep" in found[1]
+    assert [node.op_type for node in model.ir.graph].count(layer.op) == 2

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt_passes.compress.linear import Array
+from graphopt.runtime.accumulators import Array, Doubles
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Spectrum:
         energy: E‖y‖² of the outputs without the bias, the mean included.
     """
 
-    directions: Array
-    energies: Array
-    mean: Array | None
+    directions: Doubles
+    energies: Doubles
+    mean: Doubles | None
     energy: float
 
     @classmethod
-    def of(cls, moments: Array, mean: Array | None) -> Spectrum:
+    def of(cls, moments: Doubles, mean: Doubles | None) -> Spectrum:
         """The spectrum of outputs y.
 
         Args:
@@ -62,10 +62,10 @@ class Spectrum:
         sizes[sizes == 0] = 1.0
         return (first / sizes[:, None]).astype(np.float32), (kept * sizes).astype(np.float32)
 
-    def shift(self, rank: int) -> Array | None:
+    def shift(self, rank: int) -> Doubles | None:
         """What the bias must add: the mean of what is lost, float64 [channels]; None if nothing."""
         if self.mean is None:
             return None
         kept = self.directions[:, :rank]
-        shift: Array = self.mean - kept @ (kept.T @ self.mean)
+        shift: Doubles = self.mean - kept @ (kept.T @ self.mean)
         return shift

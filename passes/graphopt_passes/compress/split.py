@@ -7,18 +7,21 @@ what is fused to it stay.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
+from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
-from graphopt_passes.compress.linear import Array, Linear, bias_of, set_bias
+from graphopt.runtime.accumulators import Array, Doubles
+from graphopt_passes.refit.linear import Linear
 
 RULE = "split-layer"
 _OF_PATCHES = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 
 def split(  # noqa: PLR0913, PLR0917 - what is written
-    layer: Linear, first: Array, second: Array, shift: Array | None, model: Model, run: Run
+    layer: Linear, first: Array, second: Array, shift: Doubles | None, model: Model, run: Run
 ) -> str:
     """Split one layer in place.
 
@@ -26,23 +29,23 @@ def split(  # noqa: PLR0913, PLR0917 - what is written
         layer: of the model.
         first: A, [rank, columns].
         second: B, [channels, rank].
-        shift: what is added to the bias, [channels]; None for nothing.
+        shift: what is added to what the layer gives, [channels], if that is possible; None for nothing.
         model, run: what is changed, and its record.
 
     Returns:
         The name of what the first layer makes.
     """
-    node = layer.node
     run.journal.admit(RULE, layer.name)
-    bias = None if shift is None else bias_of(layer)
-    thin = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}[node.op_type](layer, first, second, model, run)
-    if bias is not None and shift is not None:
-        set_bias(layer, bias + shift, model, run)
+    thin = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}[layer.op](layer, first, second, model, run)
+    if shift is not None:
+        Linear.of(layer.node).shift(model, run, shift)
     return thin.name or ""
 
 
 def _conv(layer: Linear, first: Array, second: Array, model: Model, run: Run) -> ir.Value:
-    node, (_, inner, *kernel) = layer.node, layer.dims
+    node, weight = layer.node, g.constant(layer.node.inputs[1])
+    assert weight is not None
+    _, inner, *kernel = weight.shape.numpy()
     attributes = [node.attributes[name] for name in _OF_PATCHES if name in node.attributes]
     thin = _before(layer, first.reshape(-1, inner, *kernel), attributes, model, run)
     for name in _OF_PATCHES:
@@ -71,7 +74,7 @@ def _matmul(layer: Linear, first: Array, second: Array, model: Model, run: Run) 
 def _before(layer: Linear, weight: Array, attributes: list[ir.Attr], model: Model, run: Run) -> ir.Value:
     """The output of a new node of the same operator in front of a layer, which reads what the layer reads."""
     node = layer.node
-    value = run.new_constant(model, node, weight, f"{layer.weight.name}_first")
+    value = run.new_constant(model, node, np.ascontiguousarray(weight), f"{layer.name}_first")
     copies = [ir.Attr(one.name, one.type, one.value) for one in attributes]
     thin = ir.Node("", node.op_type, [node.inputs[0], value], copies)
     thin.outputs[0].name = run.names(model).fresh(f"{layer.name}_thin")
@@ -83,7 +86,9 @@ def _before(layer: Linear, weight: Array, attributes: list[ir.Attr], model: Mode
 
 def _feed(layer: Linear, thin: ir.Value, weight: Array, model: Model, run: Run) -> None:
     """Let a layer read the thin one's output, with another weight."""
-    node, old = layer.node, layer.weight
+    node, old = layer.node, layer.node.inputs[1]
+    assert old is not None
     node.replace_input_with(0, thin)
-    node.replace_input_with(1, run.new_constant(model, node, weight, f"{old.name}_second"))
+    made = run.new_constant(model, node, np.ascontiguousarray(weight), f"{layer.name}_second")
+    node.replace_input_with(1, made)
     run.drop_constant(old)

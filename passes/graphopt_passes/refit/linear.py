@@ -83,7 +83,7 @@ class Linear:
     def rows(self) -> NDArray[np.float32]:
         """W, float32 [channels, columns]; a view where numpy can."""
         weight = np.asarray(_weight(self.node).numpy(), np.float32)
-        return (weight.T if self._turned else weight).reshape(self.channels, self.columns)
+        return (weight.T if self.is_turned else weight).reshape(self.channels, self.columns)
 
     def bias(self) -> NDArray[np.float32]:
         """What the node itself adds, float32 [channels]; 0 where nothing is."""
@@ -111,17 +111,19 @@ class Linear:
         """
         shape = _weight(self.node).shape.numpy()
         found = np.asarray(rows, np.float32)
-        stored = found.T if self._turned else found.reshape(shape)
+        stored = found.T if self.is_turned else found.reshape(shape)
         shift = None if bias is None else np.asarray(bias, np.float64) - self.bias()
         _replace(model, run, self.node, 1, np.ascontiguousarray(stored))
         if shift is not None and shift.any():
-            self._shift(model, run, shift)
+            self.shift(model, run, shift)
 
     @property
-    def _turned(self) -> bool:
+    def is_turned(self) -> bool:
+        """Whether the weight is stored as [columns, channels]."""
         return self.op != "Conv" and not g.attribute(self.node, "transB", 0)
 
-    def _shift(self, model: Model, run: Run, shift: Doubles) -> None:
+    def shift(self, model: Model, run: Run, shift: Doubles) -> None:
+        """Add a constant to what it gives, float64 [channels]; only if ``can_shift``."""
         if self.op != "MatMul":
             own = np.asarray(self.bias() + shift, np.float32)
             self.node.resize_inputs(max(len(self.node.inputs), 3))

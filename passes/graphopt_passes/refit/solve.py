@@ -107,7 +107,9 @@ class Problem:
         rows = np.zeros(mask.shape)
         for group, channel in np.ndindex(mask.shape[:2]):
             kept = np.flatnonzero(mask[group, channel])
-            rows[group, channel, kept] = np.linalg.solve(h[group][np.ix_(kept, kept)], t[group, kept, channel])
+            rows[group, channel, kept] = np.linalg.solve(
+                h[group][np.ix_(kept, kept)], t[group, kept, channel]
+            )
         return self.with_bias(rows)
 
     def with_bias(self, rows: Doubles) -> Fit:
