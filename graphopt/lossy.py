@@ -49,9 +49,15 @@ class Lossy:
         for stage in stages:
             candidate = self._lower(candidate, stage)
         if self.owed:
-            self.case.begin("judging")
-            self.case.report.accuracy = self._lowerer.cost(candidate.model)
+            self._settle_accuracy(candidate)
         return candidate
+
+    def _settle_accuracy(self, candidate: Candidate) -> None:
+        """Tell what all stages cost beside the original."""
+        self.case.begin("judging")
+        report = self.case.report
+        share = report.accuracy.int8_macs if report.accuracy is not None else None
+        report.accuracy = replace(self._lowerer.cost(candidate.model), int8_macs=share)
 
     def _lower(self, candidate: Candidate, stage: Stage) -> Candidate:
         """The candidate after a stage, or as it is, with the reason."""
@@ -68,6 +74,8 @@ class Lossy:
             self._tell(_undone(outcome, "the whole is slower than the original"), told, kept=False)
             return self._not_done(candidate, stage, reason)
         self._tell(outcome, accuracy, kept=True)
+        if self.beside is not None and accuracy is not None:
+            self.case.report.notes.append(f"{stage.title}, beside the pruned model: {accuracy.reason}")
         self._judge_beside(lowered, stage)
         candidate.discard()
         return lowered

@@ -56,11 +56,11 @@ class Spectrum:
         Both get the square root of what the layer's outputs weigh in each direction, so that neither holds
         numbers much larger than the other.
         """
-        kept = self.directions[:, :rank]
+        kept = self.directions[:, :rank].astype(np.float32)
         first = kept.T @ weight
         sizes = np.sqrt(np.linalg.norm(first, axis=1))
         sizes[sizes == 0] = 1.0
-        return (first / sizes[:, None]).astype(np.float32), (kept * sizes).astype(np.float32)
+        return first / sizes[:, None], kept * sizes
 
     def shift(self, rank: int) -> Doubles | None:
         """What the bias must add: the mean of what is lost, float64 [channels]; None if nothing."""

@@ -23,6 +23,8 @@ MOST_CHANNELS = 4096  # their moments take 128 MB, and their eigenvectors a minu
 STEP = 16  # ranks are multiples of what kernels compute at a time
 MOST_KEPT = 0.6  # of the numbers of a layer: two products read and write more than one
 
+_AT_ONCE = 1024  # columns of a weight
+
 
 def prune(task: Task) -> Outcome:
     """See :class:`graphopt.precision.Lowering`."""
@@ -100,5 +102,8 @@ def _seen(layer: Linear, moments: Gram) -> Spectrum:
 
 def _blind(layer: Linear) -> Spectrum:
     """The spectrum if all inputs were independent and of one size: that of the weight alone."""
-    weight = layer.rows().astype(np.float64)
-    return Spectrum.of(weight @ weight.T, None)
+    rows, total = layer.rows(), np.zeros((layer.channels, layer.channels))
+    for start in range(0, layer.columns, _AT_ONCE):
+        part = rows[:, start : start + _AT_ONCE].astype(np.float64)
+        total += part @ part.T
+    return Spectrum.of(total, None)
