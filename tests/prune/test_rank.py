@@ -96,3 +96,13 @@ def test_a_combination_shares_a_budget() -> None:
         models.path("fashion_mlp"), rank="auto", store="fp16", max_drop="1%", **DATA
     ).report
     assert report.accuracy is not None and report.accuracy.achieved and report.accuracy.budget == "1 %"
+
+
+def test_a_model_whose_weights_are_listed_as_inputs() -> None:
+    proto = low_rank_model()
+    proto.ir_version = 3
+    for name, shape in (("w", (128, 96)), ("v", (128, 96))):
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    result = graphopt.optimize(proto, rank="auto", measure=False)
+    assert {layer.name: bool(layer.kept) for layer in result.report.pruned} == {"y": True, "z": False}
+    assert result.model.ir.ir_version == 4

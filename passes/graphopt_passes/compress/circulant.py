@@ -35,7 +35,7 @@ MOST_COLUMNS = 4096  # their moments take 128 MB
 def prune(task: Task) -> Outcome:
     """See :class:`graphopt.precision.Lowering`."""
     assert task.options.circulant is not None
-    return reformed(task, _Circulant(task.options.circulant, task), 1.0)
+    return reformed(task, _Circulant(task.options.circulant), 1.0)
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,9 @@ class _Circulant:
     """See :class:`graphopt_passes.compress.stage.Form`."""
 
     size: int
-    task: Task
     technique: str = "circulant"
 
-    def refusal(self, layer: Linear, run: Run) -> str:
+    def refusal(self, layer: Linear, model: Model, run: Run) -> str:
         dims = f"{layer.channels} x {layer.columns} numbers"
         turned = layer.op == "Gemm" and g.attribute(layer.node, "transA", 0)
         why_not = {
@@ -57,12 +56,9 @@ class _Circulant:
             > MOST_COLUMNS,
             "its input is transposed": turned,
             "what it adds is not one constant for each channel": layer.op == "Gemm" and not layer.can_shift,
-            "the rank of its input is not known": self._rank(layer, run) is None,
+            "the rank of its input is not known": run.shapes(model).rank(layer.node.inputs[0]) is None,
         }
         return next((reason for reason, holds in why_not.items() if holds), "")
-
-    def _rank(self, layer: Linear, run: Run) -> int | None:
-        return run.shapes(self.task.model).rank(layer.node.inputs[0])
 
     def request(self, layer: Linear, arrays: int) -> Request:
         kind = moments_of(layer.node, arrays)

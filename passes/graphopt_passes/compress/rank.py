@@ -43,7 +43,7 @@ class _LowRank:
 
     technique: str = "rank"
 
-    def refusal(self, layer: Linear, run: Run) -> str:
+    def refusal(self, layer: Linear, model: Model, run: Run) -> str:
         if layer.groups > 1:
             return "its groups of channels are thin already"
         if not ranks(layer.channels, layer.columns):

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from graphopt import graph as g
 from graphopt.activations import Collector, Request
+from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.precision import Outcome, Task
@@ -60,8 +61,8 @@ class Form(Protocol):
     def technique(self) -> str:
         """What the ledger calls it."""
 
-    def refusal(self, layer: Linear, run: Run) -> str:
-        """Why a layer cannot have it, or should not; empty if it may."""
+    def refusal(self, layer: Linear, model: Model, run: Run) -> str:
+        """Why a layer of a model cannot have it, or should not; empty if it may."""
 
     def request(self, layer: Linear, arrays: int) -> Request:
         """The moments that fitting needs, of so many samples."""
@@ -95,10 +96,17 @@ class _Stage:
         return Costs(self.task)
 
     @cached_property
+    def base(self) -> Model:
+        """The task's model, whose weights are constants."""
+        model = self.task.model.clone()
+        to_ir4(model)
+        return model
+
+    @cached_property
     def layers(self) -> dict[str, Linear]:
         """The layers that may have the form, by name; refusals are noted."""
         found, run = {}, self.task.new_run()
-        for one in linear_layers(self.task.model):
+        for one in linear_layers(self.base):
             if not isinstance(one, Linear):
                 node, reason = one
                 if g.constant(node.inputs[1]) is not None:
@@ -110,7 +118,9 @@ class _Stage:
         return found
 
     def _refusal(self, layer: Linear, run: Run) -> str:
-        return "it is to be kept (--keep)" if run.keeps(layer.node) else self.form.refusal(layer, run)
+        return (
+            "it is to be kept (--keep)" if run.keeps(layer.node) else self.form.refusal(layer, self.base, run)
+        )
 
     def _refuse(self, name: str, op: str, reason: str) -> None:
         self.refused[name] = PrunedLayer(name, op, self.form.technique, reason=reason)
@@ -131,7 +141,7 @@ class _Stage:
         collector = Collector(
             task.worker, task.target, options.threads, options.calibration_memory, task.progress
         )
-        for part in collector.stream(task.model, wanted, Shares.of(task).fitting):
+        for part in collector.stream(self.base, wanted, Shares.of(task).fitting):
             for request, moments in part.found.items():
                 assert isinstance(moments, Gram)
                 yield from ((layer.name, self.form.fitted(layer, moments)) for layer in wanted[request])
@@ -195,7 +205,7 @@ class _Stage:
 
     def _build(self, chosen: Mapping[str, int]) -> tuple[Model, dict[str, Sequence[str]]]:
         """The model with these layers in the new form, and the names of what their new nodes make."""
-        model, run = self.task.model.clone(), self.task.new_run()
+        model, run = self.base.clone(), self.task.new_run()
         added = {}
         for layer in list(linear_layers(model)):
             if isinstance(layer, Linear) and layer.name in chosen:
