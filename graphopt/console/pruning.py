@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 Fact = tuple[str, str]
 Case = tuple[str, str, str]
 
-HEAD = ("~pruned", "op", "kept", ">error", ">weights", ">MACs", ">ms")
 _MOST = 10
-_LONGEST_NAME = 22
+_LONGEST_NAME = 18
 
 
 def facts(report: Report) -> Iterator[Fact]:
@@ -49,18 +48,25 @@ def cases(report: Report) -> Iterator[Case]:
             yield layer.technique, layer.name, layer.reason
 
 
+def head(verbose: int) -> Sequence[str]:
+    """The headings of :func:`rows`."""
+    return ("~pruned", *(["op", ">MACs"] if verbose else []), "kept", ">error", ">weights", ">ms")
+
+
 def rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
-    """The layers from which something was removed, the largest errors first; ten unless asked for more."""
+    """The layers from which something was removed, the largest errors first.
+
+    Unless asked for more there are only ten, on 80 columns.
+    """
     changed = [layer for layer in report.pruned if layer.kept]
     changed.sort(key=lambda layer: -(layer.error or 0.0))
     for layer in changed if verbose else changed[:_MOST]:
         yield (
             layer.name if verbose else _ending(layer.name),
-            layer.op,
+            *([layer.op, _change(layer.macs_before, layer.macs_after)] if verbose else []),
             layer.kept,
             "" if layer.error is None else f"{layer.error:.2%}",
-            _counts(layer.numbers_before, layer.numbers_after),
-            _counts(layer.macs_before, layer.macs_after),
+            _change(layer.numbers_before, layer.numbers_after),
             _times(layer.ms_before, layer.ms_after),
         )
 
@@ -70,10 +76,8 @@ def _ending(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
 
 
-def _counts(before: int | None, after: int | None) -> str:
-    if before is None or after is None:
-        return ""
-    return units.count(before) if before == after else f"{units.count(before)} -> {units.count(after)}"
+def _change(before: int | None, after: int | None) -> str:
+    return "" if before is None or after is None else units.change(before, after)
 
 
 def _times(before: float | None, after: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The contract of pruning: the share that was asked for, the most that keeps the budget, or nothing and why."""
+"""The contract of pruning: the share that was asked for, the most that keeps the budget, or nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     found = Bench(1.0)
-    monkeypatch.setattr(search, "judged", lambda task, model: found.judged(task, model))
+    monkeypatch.setattr(search, "judged", found.judged)
     return found
 
 

@@ -79,7 +79,7 @@ def _error(lost: Doubles, weight: Doubles, moments: Doubles | None, shift: Doubl
     if moments is None:
         return float(np.square(lost).sum() / max(np.square(weight).sum(), 1e-30))
     noise, signal = (float(np.einsum("ij,jk,ik->", m, moments, m, optimize=True)) for m in (lost, weight))
-    return max(noise - float(np.square(shift).sum()), 0.0) / max(signal, 1e-30)
+    return float(max(noise - np.square(shift).sum(), 0.0) / max(signal, 1e-30))
 
 
 @dataclass(frozen=True)
