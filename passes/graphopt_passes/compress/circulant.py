@@ -108,7 +108,7 @@ class _Fitted:
         outer, inner, _ = self.blocks.shape
         components = 2 * size - 2
         macs = components * (outer * inner + size * (outer + inner))
-        return macs / (outer * inner * size * size)
+        return float(macs / (outer * inner * size * size))
 
     def numbers(self, size: int) -> int:
         return self.blocks.size
