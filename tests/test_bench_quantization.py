@@ -18,6 +18,7 @@ from tools.bench.quantization import (
     samples,
     scoring,
     settle,
+    stages,
     tables,
     targets,
     tasks,
@@ -361,3 +362,12 @@ def test_shapes_of_fashion_samples_fit_the_committed_models():
         "batch 1": (1, 1, 28, 28),
         "batch 32": (32, 1, 28, 28),
     }
+
+
+def test_stopwatch_takes_the_first_stretch_of_its_stage(monkeypatch):
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: next(clock))
+    watch = stages.Stopwatch("calibrating")
+    for stage in ["verifying", "calibrating", "calibrating", "fitting", "calibrating", "judging"]:
+        watch(stage, 1, 2)
+    assert watch.seconds == 2.5
