@@ -71,6 +71,7 @@ class Compiler:
         self.source, self.output, self.options = source, output, options
         self.target = Target.named(options.target)
         self.pipeline, self.replayed = options.plan()
+        self.stages = stages(options)
         self.stack = ExitStack()
 
     def run(self) -> Result:
@@ -88,8 +89,8 @@ class Compiler:
                 candidate = settler.settle(candidate)
             if self.options.measure:
                 candidate = settler.pay(candidate)
-            if found := stages(self.options):
-                candidate = self._lossy(case).walk(candidate, found)
+            if self.stages:
+                candidate = self._lossy(case).walk(candidate, self.stages)
             self._suggest_freezing(candidate)
             return self._finish(candidate)
 
