@@ -215,7 +215,8 @@ class _Stage:
     def _counts(self, share: float) -> Counts:
         """Widths with which so large a share goes, or the most that can."""
         choices = self.choices
-        low, high, best = 0.0, 1.0, allocate(choices, 1.0)
+        most = sum(max(one.saved for one in mine) for mine in choices.values() if mine)
+        low, high, best = 0.0, most, allocate(choices, most)
         for _ in range(_STEPS):
             middle = (low + high) / 2
             counts = allocate(choices, middle)
