@@ -104,6 +104,7 @@ PRECISIONS: dict[str, str] = {
 
 PRUNINGS: dict[str, str] = {
     "rank": f"{_HERE}.compress.rank:prune",
+    "sparsity": f"{_HERE}.sparsify.stage:prune",
 }
 """Option of pruning → what does it, a :class:`graphopt.precision.Lowering`."""
 
