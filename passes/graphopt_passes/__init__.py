@@ -104,9 +104,9 @@ PRECISIONS: dict[str, str] = {
 
 PRUNINGS: dict[str, str] = {
     "channels": f"{_HERE}.prune.channels:prune",
-    "sparsity": f"{_HERE}.sparsify.stage:prune",
     "rank": f"{_HERE}.compress.rank:prune",
     "circulant": f"{_HERE}.compress.circulant:prune",
+    "sparsity": f"{_HERE}.sparsify.stage:prune",
     "cluster": f"{_HERE}.compress.cluster:prune",
 }
 """Option of pruning → what does it, a :class:`graphopt.precision.Lowering`."""

@@ -18,8 +18,9 @@ from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.rewrite import RefusedError
-from graphopt.runtime.accumulators import Array, Doubles
+from graphopt.runtime.accumulators import Doubles
 from graphopt_passes.exact.eliminate_dead_code import is_unused, remove_dead
+from graphopt_passes.refit.solve import Fit
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 
@@ -80,6 +81,11 @@ class Linear:
         """Numbers of the weight."""
         return self.channels * self.columns
 
+    def fit(self) -> Fit:
+        """W and b as least squares takes them, [groups, channels/groups, …]."""
+        rows = self.rows().reshape(self.groups, -1, self.columns)
+        return Fit(rows.astype(np.float64), self.bias().reshape(self.groups, -1).astype(np.float64))
+
     def rows(self) -> NDArray[np.float32]:
         """W, float32 [channels, columns]; a view where numpy can."""
         weight = np.asarray(_weight(self.node).numpy(), np.float32)
@@ -101,20 +107,19 @@ class Linear:
         own = self.node.inputs[2] if len(self.node.inputs) > 2 else None
         return own is None or _fits(g.constant(own), self.channels)
 
-    def write(self, model: Model, run: Run, rows: Array, bias: Array | None = None) -> None:
-        """Put another W, and another b if there is one, into the graph that the layer was read from.
+    def write(self, model: Model, run: Run, fit: Fit) -> None:
+        """Put another W and b into the graph that the layer was read from, as float32.
 
         Args:
             model, run: of that graph.
-            rows: [channels, columns]; stored as float32.
-            bias: [channels], in place of :meth:`bias`; only if ``can_shift``.
+            fit: its bias is that of :meth:`fit`, unless ``can_shift``.
         """
         shape = _weight(self.node).shape.numpy()
-        found = np.asarray(rows, np.float32)
+        found = np.asarray(fit.rows, np.float32).reshape(self.channels, self.columns)
         stored = found.T if self.is_turned else found.reshape(shape)
-        shift = None if bias is None else np.asarray(bias, np.float64) - self.bias()
+        shift = fit.bias.reshape(-1) - self.bias()
         _replace(model, run, self.node, 1, np.ascontiguousarray(stored))
-        if shift is not None and shift.any():
+        if shift.any():
             self.shift(model, run, shift)
 
     @property

@@ -26,7 +26,7 @@ _LEAST_ROWS = 1 << 15
 _ROWS_PER_COLUMN = 16
 
 
-def moments(
+def moments(  # noqa: PLR0913 - both models, and how they are run
     collector: Collector,
     teacher: Model,
     student: Model,
