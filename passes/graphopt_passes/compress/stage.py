@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+import onnx_ir as ir
+
 from graphopt import graph as g
 from graphopt.activations import Collector, Request
 from graphopt.legacy import to_ir4
@@ -109,7 +111,7 @@ class _Stage:
         for one in linear_layers(self.base):
             if not isinstance(one, Linear):
                 node, reason = one
-                if g.constant(node.inputs[1]) is not None:
+                if reason := _told(node, reason):
                     self._refuse(g.output_name(node), node.op_type, reason)
             elif reason := self._refusal(one, run):
                 self._refuse(one.name, one.op, reason)
@@ -251,6 +253,14 @@ class _Stage:
         layer = self.layers[name]
         reason = "others lose less for what they save"
         return PrunedLayer(name, layer.op, self.form.technique, numbers_before=layer.size, reason=reason)
+
+
+def _told(node: ir.Node, reason: str) -> str:
+    """The reason against a layer; empty for a product of two values that are computed, which is none."""
+    weight = node.inputs[1]
+    if weight is not None and weight.is_initializer() and weight.is_graph_input():
+        return "callers may override its weight (--freeze-initializers)"
+    return "" if weight is None or g.constant(weight) is None else reason
 
 
 def _time(name: str, added: Sequence[str], times: Mapping[str, float]) -> float:
