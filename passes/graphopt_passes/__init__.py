@@ -103,6 +103,7 @@ PRECISIONS: dict[str, str] = {
 """Name of ``--precision`` → what lowers it, a :class:`graphopt.precision.Lowering`."""
 
 PRUNINGS: dict[str, str] = {
+    "channels": f"{_HERE}.prune.channels:prune",
     "rank": f"{_HERE}.compress.rank:prune",
     "circulant": f"{_HERE}.compress.circulant:prune",
     "sparsity": f"{_HERE}.sparsify.stage:prune",
