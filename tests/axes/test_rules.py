@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
 
-from graphopt.model import Model
-from graphopt_passes.axes import Analysis, groups
-from tools.channels import oracle
-
-TOLERANCE = 1e-5
+from tests.axes.support import TOLERANCE, built, cut
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -44,6 +38,26 @@ where:
     p = Constant<value = float {{0.0}}>()
     q = Greater(x, p)
     y = Where(q, x, W_c_1_1)
+
+computed target:
+    n = Shape<end = 1>(x)
+    r = Constant<value = int64[2] {{ {c}, {area} }}>()
+    t = Concat<axis = 0>(n, r)
+    a = Reshape(x, t)
+    s = Constant<value = int64[3] {{ {c}, {h}, {w} }}>()
+    u = Concat<axis = 0>(n, s)
+    y = Reshape(a, u)
+
+size of a weight:
+    s = Shape(W_c_1_1)
+    z = Constant<value = float {{0.5}}>()
+    a = Expand(z, s)
+    y = Mul(x, a)
+
+made by the graph:
+    s = Constant<value = int64[4] {{ {c}, {c}, 1, 1 }}>()
+    a = ConstantOfShape<value = float[1] {{0.25}}>(s)
+    y = Conv(x, a)
 
 batch norm:
     y = BatchNormalization(x, W_c, V_c, W_c, P_c)
@@ -162,10 +176,11 @@ FROZEN = {
 
 def model(body: str, channels: int, size: tuple[int, int, int], seed: int) -> onnx.ModelProto:
     """Conv, the body, Conv; operands that begin with W, V, P, Z and I are made."""
-    rng, (batch, height, width) = np.random.default_rng(seed), size
+    batch, height, width = size
     sizes = {
         "c": channels, "half": channels // 2, "double": 2 * channels, "less": channels - 2, "three": 3,
-        "more": channels + 3, "pixels": channels * height * width, "h": height, "w": width, "1": 1,
+        "more": channels + 3, "pixels": channels * height * width, "h": height, "w": width,
+        "area": height * width, "five": 5,
     }  # fmt: skip
     text = f"""<ir_version: 10, opset_import: ["" : 20]>
         g (float[{batch}, 3, {height}, {width}] input) => (float[n, 5, hh, ww] output) {{
@@ -173,33 +188,7 @@ def model(body: str, channels: int, size: tuple[int, int, int], seed: int) -> on
             {body.format(**sizes)}
             output = Conv(y, W_five_c_1_1)
         }}"""
-    sizes["five"] = 5
-    made = onnx.parser.parse_model(text)
-    names = {
-        name for node in made.graph.node for name in node.input if name[:2] in ("W_", "V_", "P_", "Z_", "I_")
-    }
-    made.graph.initializer.extend(operand(name, sizes, rng) for name in sorted(names))
-    onnx.checker.check_model(made)
-    return made
-
-
-def operand(name: str, sizes: dict[str, int], rng: np.random.Generator) -> onnx.TensorProto:
-    if name.startswith("I_"):
-        axes = {"I_spatial": [2, 3], "I_channels": [1]}[name]
-        return numpy_helper.from_array(np.array(axes, np.int64), name)
-    shape = [sizes[part] for part in name.split("_")[1:]]
-    if name.startswith("Z_"):
-        return numpy_helper.from_array(np.full(shape, 7, np.uint8), name)
-    drawn = rng.standard_normal(shape).astype(np.float32)
-    return numpy_helper.from_array(np.abs(drawn) * 0.01 + 0.01 if name.startswith("P_") else drawn, name)
-
-
-def cut(proto: onnx.ModelProto, removed: float, seed: int) -> tuple[Analysis, oracle.Facts]:
-    whole = Model.of(proto)
-    analysis = groups(whole)
-    shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
-    feeds = {"input": np.random.default_rng(seed).standard_normal(shape).astype(np.float32)}
-    return analysis, oracle.check(whole, oracle.drawn(analysis, removed, seed), feeds)
+    return built(text, sizes, seed)
 
 
 @pytest.mark.parametrize("name", BODIES)

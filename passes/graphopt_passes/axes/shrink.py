@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -98,7 +98,6 @@ class _Copy:
         self.values = {
             a: b for old, new in pairs for a, b in zip(g.defined(old), g.defined(new), strict=True)
         }
-        self._replaced: dict[ir.Value, None] = {}
 
     def at(self, port: Port) -> ir.Value:
         """What an input reads in the copy."""
@@ -106,22 +105,21 @@ class _Copy:
 
     def read(self, port: Port, value: ir.Value) -> None:
         """Let an input read another value."""
-        self._replaced[self.at(port)] = None
         self.nodes[port.node].replace_input_with(port.index, value)
 
     def clear(self) -> None:
-        """Remove constants that nobody reads any longer."""
-        for value in self._unused():
-            producer = value.producer()
-            if producer is not None:
-                g.remove(producer)
-            elif value.graph is not None:
-                del value.graph.initializers[value.name or ""]
+        """Remove nodes and constants that nobody reads any longer, but did before."""
+        for before, node in reversed(self.nodes.items()):
+            if g.is_dead(node) and not g.is_dead(before):
+                g.remove(node)
+        for old, value in self.values.items():
+            if old.is_initializer() and old.uses() and not value.uses():
+                self._drop(value)
 
-    def _unused(self) -> Iterator[ir.Value]:
-        for value in self._replaced:
-            if g.constant(value) is not None and not value.uses() and not value.is_graph_output():
-                yield value
+    @staticmethod
+    def _drop(value: ir.Value) -> None:
+        if value.graph is not None and not (value.is_graph_input() or value.is_graph_output()):
+            del value.graph.initializers[value.name or ""]
 
 
 def _state(value: ir.Value, axes: Mapping[int, Kept]) -> None:

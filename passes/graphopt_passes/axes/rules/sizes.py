@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from graphopt import graph as g
 from graphopt.rewrite import RefusedError
@@ -131,13 +132,22 @@ def state(edit: Edit, index: int, axes: Sequence[int] | None = None) -> None:
     new = {i: len(kept) for i, axis in enumerate(about) if (kept := edit.made(axis)) is not None}
     if not new:
         return
-    old = g.array(edit.node.inputs[index])
+    old = _stated(edit, index)
     if old is None:
         _select(edit, index, new, count)
     elif changed := {i: size for i, size in new.items() if old[i] not in (-1, 1)}:
         made = old.copy()
         made[list(changed)] = list(changed.values())
         edit.put(index, made)
+
+
+def _stated(edit: Edit, index: int) -> NDArray[np.int64] | None:
+    """Sizes that are constants, or of which all elements are proved, as the sizes of a weight are."""
+    stored = g.array(edit.node.inputs[index])
+    proved = edit.shapes().fact(edit.before.inputs[index]).vector
+    if stored is not None or proved is None or not all(isinstance(size, int) for size in proved):
+        return stored
+    return np.array(proved, np.int64)
 
 
 def _select(edit: Edit, index: int, new: dict[int, int], count: int) -> None:
