@@ -21,7 +21,7 @@ from graphopt.precision import Outcome, Task
 from graphopt.report import PrunedLayer
 from graphopt_passes.axes import Group, shrink
 from graphopt_passes.prune.allocation import Choice, allocate
-from graphopt_passes.prune.costs import Costs, milliseconds
+from graphopt_passes.prune.costs import Costs, Times
 from graphopt_passes.prune.cutting import cut
 from graphopt_passes.prune.footprints import Footprint, left
 from graphopt_passes.prune.network import Network
@@ -115,30 +115,32 @@ class _Stage:
         return best
 
     def make(self, share: float) -> Attempt:
-        """Remove so large a share of the channels, or the most that can be."""
-        while counts := self._counts(share):
+        """Remove so large a share of the channels, or the most that can be; less if some gain nothing."""
+        counts, times = dict(self._counts(share)), None
+        while counts:
             kept = {self.groups[name]: self.known.orders[name].kept(count) for name, count in counts.items()}
-            times = milliseconds(self.task, shrink(self.network.base, kept)) if self._saves_time else {}
-            if not [name for name in counts if times and self._gains_nothing(name, times)]:
+            times = Times.of(self.task, shrink(self.network.base, kept)) if self.task.measured else None
+            idle = [name for name in counts if times and self._gains_nothing(name, times)]
+            if not idle:
                 return self._attempt(cut(self.network, kept), counts, times)
-        told = "no channel can be removed" if not self.groups else "no group of channels is worth it"
+            counts = {name: count for name, count in counts.items() if name not in idle}
+        told = "no group of channels is worth it" if self.groups else "no channel can be removed"
         return Attempt(None, 0.0, tuple(self._refusals({})), told)
 
-    @property
-    def _saves_time(self) -> bool:
-        return self.task.measured and self.task.options.objective == "latency"
-
-    def _gains_nothing(self, name: str, times: Mapping[str, float]) -> bool:
+    def _gains_nothing(self, name: str, times: Times) -> bool:
         """Whether the nodes of a group take as long as before, although it is narrower; it stays then."""
-        before, after = (_time(self.footprints[name].nodes, one) for one in (self.costs.milliseconds, times))
-        if after < before:
+        nodes, before = self.footprints[name].nodes, self.costs.times
+        if before is None or self.task.options.objective != "latency":
             return False
-        self.stays[name] = f"its nodes would take {after:.3g} ms, and take {before:.3g} ms"
+        if times.share(nodes, before) < before.share(nodes, before):
+            return False
+        told = f"its nodes would take {times.milliseconds(nodes):.3g} ms"
+        self.stays[name] = f"{told}, and take {before.milliseconds(nodes):.3g} ms"
         return True
 
     # The ledger.
 
-    def _attempt(self, model: Model, counts: Counts, times: Mapping[str, float]) -> Attempt:
+    def _attempt(self, model: Model, counts: Counts, times: Times | None) -> Attempt:
         share = self._removed(counts)
         numbers, macs = _numbers(model), macs_by_node(model, self.task)
         rows = [self._row(name, count, numbers, macs, times) for name, count in counts.items()]
@@ -154,7 +156,7 @@ class _Stage:
         count: int,
         numbers: Mapping[str, int],
         macs: Mapping[str, int],
-        times: Mapping[str, float],
+        times: Times | None,
     ) -> PrunedLayer:
         group, nodes = self.groups[name], self.footprints[name].nodes
         before = self.costs
@@ -168,8 +170,8 @@ class _Stage:
             sum(numbers.get(node, 0) for node in nodes),
             sum(before.macs.get(node, 0) for node in nodes),
             sum(macs.get(node, 0) for node in nodes),
-            _time(nodes, before.milliseconds) if before.milliseconds else None,
-            _time(nodes, times) if times else None,
+            before.times.milliseconds(nodes) if before.times else None,
+            times.milliseconds(nodes) if times else None,
         )
 
     def _refusals(self, counts: Counts) -> Iterator[PrunedLayer]:
@@ -183,10 +185,6 @@ class _Stage:
             op = node.op_type if node is not None else ""
             told = f"{frozen.width} channels: {frozen.reason}"
             yield PrunedLayer(frozen.value.name or "", op, TECHNIQUE, reason=told)
-
-
-def _time(nodes: set[str], times: Mapping[str, float]) -> float:
-    return sum(times.get(node, 0.0) for node in nodes)
 
 
 def _numbers(model: Model) -> dict[str, int]:

@@ -63,7 +63,7 @@ class Seen:
     def costs(self, units: Columns) -> Doubles:
         """tr(W_c·(H⁻¹)_cc⁻¹·W_cᵀ): optimal brain surgeon for blocks (Hassibi and Stork 1993)."""
         columns = self.columns[units]
-        blocks = np.linalg.inv(self.inverse[columns[:, :, None], columns[:, None, :]])
+        blocks: Doubles = np.linalg.inv(self.inverse[columns[:, :, None], columns[:, None, :]])
         return self._quadratic(columns, blocks)
 
     def remove(self, units: Columns) -> None:

@@ -60,7 +60,8 @@ def _by(scores: Doubles, costs: Doubles) -> Order:
 
 def _static(readers: Sequence[Reader]) -> Doubles:
     """What each unit's own part of the outputs varies, as a share."""
-    return np.sum([reader.parts() for reader in readers], axis=0)
+    found: Doubles = np.sum([reader.parts() for reader in readers], axis=0)
+    return found
 
 
 def _surgeon(readers: Sequence[Reader], width: int) -> Order:
