@@ -32,10 +32,22 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Request:
-    """What to gather of which value, known by its name."""
+    """What to gather of which value, known by its name.
+
+    Attributes:
+        value: its name.
+        kind: what to gather.
+        partner: the name of the value that is gathered together with it, array by array; else empty.
+    """
 
     value: str
     kind: Kind
+    partner: str = ""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The names of all that it watches."""
+        return (self.value, self.partner) if self.partner else (self.value,)
 
 
 @dataclass
@@ -105,9 +117,9 @@ class Collector:
         self, model: Model, requests: Iterable[Request], samples: Iterable[Mapping[str, Any]]
     ) -> Iterator[Statistics]:
         """As ``collect``, but the statistics of one group after another, so that not all are in memory."""
-        wanted: dict[str, list[Kind]] = {}
+        wanted: dict[tuple[str, ...], list[Request]] = {}
         for request in dict.fromkeys(requests):
-            wanted.setdefault(request.value, []).append(request.kind)
+            wanted.setdefault(request.values, []).append(request)
         if wanted:
             yield from _Run(self, model, _Feeder(model, samples), wanted).groups()
 
@@ -140,47 +152,58 @@ class _Run:
     how: Collector
     model: Model
     feeder: _Feeder
-    wanted: Mapping[str, Sequence[Kind]]
+    wanted: Mapping[tuple[str, ...], Sequence[Request]]
     current: str = ""
 
     def groups(self) -> Iterator[Statistics]:
         sizes, absent = self._sizes()
         if absent:
-            requests = [Request(name, kind) for name in absent for kind in self.wanted[name]]
-            yield Statistics(absent={request: absent[request.value] for request in requests})
+            missed = {
+                request: next(absent[name] for name in names if name in absent)
+                for names, requests in self.wanted.items()
+                for request in requests
+                if not absent.keys().isdisjoint(names)
+            }
+            yield Statistics(absent=missed)
         groups = self._plan(sizes)
         for done, group in enumerate(groups):
             yield self._gather(group, done, len(groups))
 
-    def _plan(self, sizes: Mapping[str, int]) -> list[list[str]]:
-        """Groups of values that fit into memory, first fit."""
-        groups: list[list[str]] = []
+    def _plan(self, sizes: Mapping[str, int]) -> list[list[tuple[str, ...]]]:
+        """Groups of values that fit into memory, first fit; those without a size are left out."""
+        groups: list[list[tuple[str, ...]]] = []
         room: list[int] = []
-        for name, size in sizes.items():
-            need = size + sum(kind.start().nbytes for kind in self.wanted[name])
+        for names, requests in self.wanted.items():
+            if not sizes.keys() >= set(names):
+                continue
+            need = sum(sizes[name] for name in names) + sum(one.kind.start().nbytes for one in requests)
             index = next((i for i, free in enumerate(room) if need <= free), len(groups))
             if index == len(groups):
                 groups.append([])
                 room.append(self.how.memory)
-            groups[index].append(name)
+            groups[index].append(names)
             room[index] -= need
         return groups
 
-    def _gather(self, names: Sequence[str], done: int, groups: int) -> Statistics:
+    def _gather(self, group: Sequence[tuple[str, ...]], done: int, groups: int) -> Statistics:
         """One pass over the samples for one group."""
         clone = self.model.clone()
         tapper = Tapper(clone.ir)
-        taps = [(tapper.tap(name), self.wanted[name]) for name in names]
+        taps = {name: tapper.tap(name) for name in dict.fromkeys(itertools.chain(*group))}
         tapper.finish()
+        wanted = [
+            ([taps[name] for name in names], [request.kind for request in self.wanted[names]])
+            for names in group
+        ]
 
         def watch(session: Session) -> Statistics:
-            self.how.worker.watch(session, taps)
+            self.how.worker.watch(session, wanted)
             count = 0
             for sample in self._each(done, groups):
                 self.how.worker.feed(session, sample)
                 count += 1
-            found = zip(names, taps, self.how.worker.collected(session), strict=True)
-            return _statistics(((name, kinds, results) for name, (_, kinds), results in found), count)
+            requests = (self.wanted[names] for names in group)
+            return _statistics(zip(requests, self.how.worker.collected(session), strict=True), count)
 
         return self._with(clone, watch)
 
@@ -188,11 +211,12 @@ class _Run:
         """Bytes of each value in the largest of the first samples, and why others cannot be watched."""
         clone = self.model.clone()
         tapper = Tapper(clone.ir)
+        wanted = dict.fromkeys(itertools.chain(*self.wanted))
         headers, absent = (
             {},
-            {name: why for name, why in without_numbers(clone).items() if name in self.wanted},
+            {name: why for name, why in without_numbers(clone).items() if name in wanted},
         )
-        for name in [name for name in self.wanted if name not in absent]:
+        for name in [name for name in wanted if name not in absent]:
             try:
                 headers[name] = tapper.measure(name)
             except Untappable as error:
@@ -242,12 +266,11 @@ class _Run:
 
 
 def _statistics(
-    collected: Iterable[tuple[str, Sequence[Kind], Sequence[Collected]]], samples: int
+    collected: Iterable[tuple[Sequence[Request], Sequence[Collected]]], samples: int
 ) -> Statistics:
     statistics = Statistics(samples=samples)
-    for name, kinds, results in collected:
-        for kind, one in zip(kinds, results, strict=True):
-            request = Request(name, kind)
+    for requests, results in collected:
+        for request, one in zip(requests, results, strict=True):
             if one.accumulator is None:
                 statistics.absent[request] = one.wrong
             elif not one.accumulator.count:

@@ -1,8 +1,8 @@
-"""Hands an exact result to what lowers its precision: which samples calibrate, which judge, what it cost."""
+"""Hands a result to a stage that may change it: which samples calibrate, which judge, what it cost."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from graphopt.errors import WorkerError
 from graphopt.pipeline import Run
 from graphopt.precision import Outcome, Task
+from graphopt.proof.budget import Budget
 from graphopt.proof.evaluation import HeldOut
 from graphopt.proof.heldout import divide, gather
 from graphopt.report import AccuracyReport
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.options import Options
     from graphopt.precision import Lowering
+    from graphopt.proof.accuracy import Score
     from graphopt.proof.heldout import Division
     from graphopt.runtime.worker import Worker
     from graphopt.samples.sampling import Sample
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lowerer:
-    """Lowers the precision of exact results of one model.
+    """Hands results of one model to stages.
 
     Attributes:
         original: the model; it is what results are compared with.
@@ -47,9 +49,18 @@ class Lowerer:
     here: Target
     options: Options
     measured: bool
+    _judges: dict[Path, HeldOut] = field(default_factory=dict, init=False)
 
-    def lower(self, model: Model, stage: Lowering) -> tuple[Outcome, AccuracyReport | None]:
+    def lower(
+        self, model: Model, stage: Lowering, budget: Budget, beside: Path | None = None
+    ) -> tuple[Outcome, AccuracyReport | None]:
         """What one stage makes of a result, and what that costs in accuracy if it was judged.
+
+        Args:
+            model: the result so far.
+            stage: what to do.
+            budget: what may be lost.
+            beside: a file of the model to judge beside; None for the original.
 
         Raises:
             DataError: the samples do not fit the model, or overlap.
@@ -57,11 +68,20 @@ class Lowerer:
         """
         if reason := self._unrunnable:
             return Outcome(None, reason), None
-        task = self._task(model)
+        task = self._task(model, budget, beside or self.original_path)
         outcome = stage(task)
-        return outcome, self._accuracy(task, outcome)
+        if outcome.score is None:
+            return outcome, None
+        refused = None if outcome.model is not None else outcome.reason
+        return outcome, self._accuracy(task.judge, outcome.score, budget, outcome.int8_macs, refused)
 
-    def _task(self, model: Model) -> Task:
+    def cost(self, model: Model) -> AccuracyReport:
+        """What all stages together cost beside the original."""
+        judge = self._judge(self.original_path)
+        with self.worker.pool.written(model) as path:
+            return self._accuracy(judge, judge.score(path), Budget.unbounded(), None, None)
+
+    def _task(self, model: Model, budget: Budget, beside: Path) -> Task:
         spill = Spill()  # one for all runs: what several models share is stored once
         return Task(
             model,
@@ -69,22 +89,24 @@ class Lowerer:
             self.worker,
             self.here,
             self.options,
+            budget,
             lambda: self._division,
-            lambda: self._judge,
+            lambda: self._judge(beside),
             self.measured,
         )
 
-    @cached_property
-    def _judge(self) -> HeldOut:
-        return HeldOut(
-            self.worker,
-            self.original_path,
-            self._division.evaluation,
-            self._division.metric,
-            self.here,
-            self.options.threads,
-            progress=self.options.progress,
-        )
+    def _judge(self, beside: Path) -> HeldOut:
+        if beside not in self._judges:
+            self._judges[beside] = HeldOut(
+                self.worker,
+                beside,
+                self._division.evaluation,
+                self._division.metric,
+                self.here,
+                self.options.threads,
+                progress=self.options.progress,
+            )
+        return self._judges[beside]
 
     @cached_property
     def _division(self) -> Division:
@@ -116,20 +138,20 @@ class Lowerer:
             return False
         return True
 
-    def _accuracy(self, task: Task, outcome: Outcome) -> AccuracyReport | None:
-        if outcome.score is None:
-            return None
-        division = task.division
-        achieved, reason = self.options.budget.holds(outcome.score, task.judge.reference)
+    def _accuracy(
+        self, judge: HeldOut, score: Score, budget: Budget, int8_macs: float | None, refused: str | None
+    ) -> AccuracyReport:
+        division = self._division
+        achieved, reason = budget.holds(score, judge.reference)
         return AccuracyReport(
-            task.judge.reference,
-            outcome.score,
-            str(self.options.budget),
-            achieved and outcome.model is not None,
-            reason if outcome.model is not None else outcome.reason,
+            judge.reference,
+            score,
+            str(budget),
+            achieved and refused is None,
+            reason if refused is None else refused,
             division.evidence,
             division.calibration_count,
             division.evaluation_count,
             division.calibration.is_synthetic,
-            outcome.int8_macs,
+            int8_macs,
         )

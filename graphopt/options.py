@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import registry
+from graphopt.choices import CALIBRATION_MEMORY, PRECISIONS
+from graphopt.conflicts import conflicts
 from graphopt.errors import UsageError
 from graphopt.journal import Rewrite
 from graphopt.pipeline import Pipeline
 from graphopt.progress import Progress, silent
 from graphopt.proof.budget import DEFAULT as DEFAULT_DROP
 from graphopt.proof.budget import Budget
+from graphopt.pruning import Amount
 from graphopt.report import decisions
 from graphopt.storage.files import check_destination
 
 if TYPE_CHECKING:
     from graphopt.samples.sampling import Source
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a lower precision needs of samples.
-
-    Attributes:
-        calibrates: samples are kept for it to be fitted to.
-        data: they must be the user's; else drawn ones would do.
-        ranges: it chooses ranges of activations from statistics that can be saved.
-        weights: only weights are rounded; drawn samples would not do to fit them to.
-    """
-
-    calibrates: bool
-    data: bool
-    ranges: bool = False
-    weights: bool = False
-
-
-PRECISIONS = {
-    "int8": Needs(calibrates=True, data=True, ranges=True),
-    "int8-dynamic": Needs(calibrates=False, data=False),
-    "fp16": Needs(calibrates=True, data=False),
-    "bf16": Needs(calibrates=True, data=False),
-    "int8-weights": Needs(calibrates=True, data=False, weights=True),
-    "int4-weights": Needs(calibrates=True, data=False, weights=True),
-}
-HALVES = ("fp16", "bf16")
-ROUNDINGS = ("auto", "nearest", "hqq", "gptq")
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-STORES = ("fp16", "bf16")
-RANGES = ("auto", "minmax", "percentile", "kl", "mse")
-CALIBRATION_MEMORY = 512_000_000
 
 
 @dataclass(frozen=True)
@@ -80,6 +50,16 @@ class Options:
         replay: a report whose decisions are repeated; it also says which passes run.
         time_limit: seconds that one call into ONNX Runtime may take.
         memory_limit: bytes of data memory for ONNX Runtime; ``None`` is nine tenths of the machine's memory.
+        channels: the share of channels to remove, as ``0.5`` or ``50%``, or ``auto``: as much as ``max_drop``
+            allows. With ``max_drop`` a share is the most; without, it is done and its cost told.
+        rank: the same for the work of layers that are split into two thinner ones.
+        sparsity: the same for weights that become zero; also ``2:4``, or a schedule such as
+            ``PolynomialDecay(0, 0.8, 0, 100)``, whose final sparsity is meant.
+        circulant: let layers become block-circulant, in blocks of so many numbers.
+        cluster: let the weights of a layer share 2⁴ or 2⁸ values: 4 or 8.
+        objective: what pruning is to gain where it can choose: ``latency``, ``macs`` or ``size``.
+        select: how channels and weights are chosen: ``obs``, ``lasso``, ``energy``, ``l2`` or ``l1``.
+        refit: whether what is left is fitted to make up for what was removed.
         precision: ``int8`` (calibrated on ``data``), ``int8-dynamic`` (needs no data), ``int8-weights`` or
             ``int4-weights`` (of weights alone), or ``fp16`` or ``bf16`` (for GPUs; calibrated on ``data``,
             else on drawn samples); None changes none.
@@ -124,6 +104,14 @@ class Options:
     replay: Path | None = None
     time_limit: float = 600.0
     memory_limit: int | None = None
+    channels: float | str | None = None
+    rank: float | str | None = None
+    sparsity: float | str | None = None
+    circulant: int | None = None
+    cluster: int | None = None
+    objective: str = "latency"
+    select: str = "obs"
+    refit: bool = True
     precision: str | None = None
     convert_io: bool = False
     store: str | None = None
@@ -143,21 +131,39 @@ class Options:
             raise UsageError("--replay repeats the passes of its report; leave --passes out")
         if self.verify_each and not self.verify:
             raise UsageError("--verify-each compares with the original; leave --no-verify out")
-        for conflict in _precision_conflicts(self):
+        for conflict in conflicts(self):
             raise UsageError(conflict)
         self.budget.require_metric(self.eval is not None)
+        _ = self.amounts
         if self.save_calibration is not None:
             check_destination(self.save_calibration)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether anything is to be removed from the model."""
+        return bool(self.amounts) or self.circulant is not None or self.cluster is not None
+
+    @property
+    def amounts(self) -> dict[str, Amount]:
+        """How much is to be removed, by the name of the option.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        given = {"channels": self.channels, "rank": self.rank, "sparsity": self.sparsity}
+        return {name: Amount.parse(f"--{name}", one) for name, one in given.items() if one is not None}
 
     @property
     def calibrates(self) -> bool:
         """Whether samples are kept for something to be fitted to."""
         needs = PRECISIONS[self.precision] if self.precision is not None else None
+        if self.prunes and self.data is not None:
+            return True
         return needs is not None and needs.calibrates and (not needs.weights or self.data is not None)
 
     @property
     def budget(self) -> Budget:
-        """How much accuracy a lower precision may cost.
+        """How much accuracy a lower precision, or pruning that has a budget, may cost.
 
         Raises:
             UsageError: ``max_drop`` is neither a percentage nor an amount.
@@ -189,85 +195,6 @@ def with_freezing(pipeline: Pipeline) -> Pipeline:
     if any(step.name == "freeze-initializers" for step in pipeline.passes):
         return pipeline
     return Pipeline([registry.make("freeze-initializers"), *pipeline.passes], pipeline.observers)
-
-
-def _precision_conflicts(options: Options) -> Iterator[str]:
-    """What is wrong with the options of lower precision, if anything."""
-    calibrating = {
-        "--ranges": options.ranges != "auto",
-        "--calibration-memory": options.calibration_memory != CALIBRATION_MEMORY,
-        "--calibration-limit": options.calibration_limit is not None,
-        "--save-calibration": options.save_calibration is not None,
-        "--calibration": options.calibration is not None,
-    }
-    judging = {"--eval": options.eval is not None, "--max-drop": options.max_drop is not None}
-    rounding = {"--block-size": options.block_size is not None, "--rounding": options.rounding != "auto"}
-    if options.store is not None and options.store not in STORES:
-        yield f"unknown --store '{options.store}'; choose one of {', '.join(STORES)}"
-    if options.precision is None:
-        if options.convert_io:
-            yield f"--convert-io needs --precision {' or '.join(HALVES)}"
-        needless = (calibrating if options.store is not None else judging | calibrating) | rounding
-        yield from (f"{name} needs --precision" for name, given in needless.items() if given)
-        yield from _missing_eval(options)
-        return
-    if options.precision not in PRECISIONS:
-        yield f"unknown precision '{options.precision}'; choose one of {', '.join(PRECISIONS)}"
-        return
-    if options.ranges not in RANGES:
-        yield f"unknown --ranges '{options.ranges}'; choose one of {', '.join(RANGES)}"
-    if options.convert_io and options.precision not in HALVES:
-        yield f"--convert-io needs --precision {' or '.join(HALVES)}"
-    if PRECISIONS[options.precision].weights:
-        yield from _rounding_conflicts(options)
-    else:
-        given = [name for name, is_given in rounding.items() if is_given]
-        yield from (f"{name}: {options.precision} has no use for it; leave it out" for name in given)
-    if not PRECISIONS[options.precision].calibrates:
-        given = [name for name, is_given in calibrating.items() if is_given]
-        yield from (f"{name}: {options.precision} calibrates nothing; leave it out" for name in given)
-    else:
-        yield from _calibration_conflicts(options)
-    yield from _missing_eval(options)
-
-
-def _rounding_conflicts(options: Options) -> Iterator[str]:
-    if options.rounding not in ROUNDINGS:
-        yield f"unknown --rounding '{options.rounding}'; choose one of {', '.join(ROUNDINGS)}"
-    if options.block_size not in (None, *BLOCK_SIZES):
-        yield f"--block-size {options.block_size} is none of {', '.join(map(str, BLOCK_SIZES))}"
-    if options.rounding == "gptq" and options.data is None:
-        yield "--rounding gptq fits weights to samples: give them with --data, or use hqq, which needs none"
-
-
-def _missing_eval(options: Options) -> Iterator[str]:
-    if isinstance(options.eval, str) and ":" not in options.eval and not Path(options.eval).exists():
-        yield f"no such --eval: {options.eval} (an .npz file, a folder, or package.module:function)"
-
-
-def _calibration_conflicts(options: Options) -> Iterator[str]:
-    if options.precision is not None and not PRECISIONS[options.precision].ranges:
-        ranging = {
-            "--ranges": options.ranges != "auto",
-            "--save-calibration": options.save_calibration is not None,
-            "--calibration": options.calibration is not None,
-        }
-        given = [name for name, is_given in ranging.items() if is_given]
-        yield from (f"{name}: {options.precision} chooses no ranges; leave it out" for name in given)
-    if options.calibration is not None:
-        if options.save_calibration is not None:
-            yield "--save-calibration has nothing to save with --calibration; leave one of them out"
-        if not options.calibration.is_file():
-            yield f"no such calibration: {options.calibration}"
-    if options.data is None and options.precision is not None and PRECISIONS[options.precision].data:
-        yield (
-            f"--precision {options.precision} calibrates on your samples: give them with --data ('synthetic'"
-            " draws some, but says little about accuracy), or use --precision int8-dynamic, which needs none"
-        )
-    if options.calibration_memory <= 0:
-        yield "--calibration-memory must be positive"
-    if options.calibration_limit is not None and options.calibration_limit < 1:
-        yield "--calibration-limit must be at least 1"
 
 
 def _pipeline(passes: Any) -> Pipeline:

@@ -1,4 +1,4 @@
-"""Lower precision: what a stage that gives up accuracy for speed is handed, and what it gives back.
+"""Lower precision and pruning: what a stage that gives up accuracy is handed, and what it gives back.
 
 A stage starts from the exact result, which was verified. It is judged on held-out samples, by a budget, and
 by interleaved measurements; where nothing pays, or the budget cannot be kept, it gives no model but the
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from graphopt.options import Options
     from graphopt.pipeline import Run
     from graphopt.proof.accuracy import Score
+    from graphopt.proof.budget import Budget
     from graphopt.proof.evaluation import HeldOut
     from graphopt.proof.heldout import Division
-    from graphopt.report import LayerReport
+    from graphopt.report import LayerReport, PrunedLayer
     from graphopt.runtime.worker import Worker
     from graphopt.samples.sampling import Sample
     from graphopt.target import Target
@@ -63,11 +64,12 @@ class Task:
     """What a stage works on and with.
 
     Attributes:
-        model: the exact result; not to be changed.
+        model: the exact result, or what the stage before made of it; not to be changed.
         new_run: a fresh record for passes.
         worker: runs models.
         target: where the result will run.
         options: what the user asked for.
+        budget: what may be lost.
         divided: makes ``division`` when a stage first asks for it, since samples may have to be drawn.
         judging: makes ``judge`` likewise.
         measured: whether latencies can be measured here.
@@ -78,6 +80,7 @@ class Task:
     worker: Worker
     target: Target
     options: Options
+    budget: Budget
     divided: Callable[[], Division]
     judging: Callable[[], HeldOut]
     measured: bool
@@ -98,7 +101,7 @@ class Task:
 
     @cached_property
     def float_path(self) -> Path:
-        """A file of the exact result."""
+        """A file of ``model``."""
         return self.write(self.model)
 
     @cached_property
@@ -135,12 +138,13 @@ class Outcome:
     """What came of it.
 
     Attributes:
-        model: the result; None if the exact one is better.
+        model: the result; None if the one before is better.
         reason: how the budget is kept, or why there is no model, in words.
         score: of the result, or of the best attempt; None if there was none.
-        layers: what was decided for each layer.
+        layers: what was decided for each layer about its precision.
         int8_macs: share of the multiply-accumulates in lower precision; None if not known.
         notes: what else the user should know.
+        pruned: what was decided for each layer about what is removed.
     """
 
     model: Model | None
@@ -149,10 +153,11 @@ class Outcome:
     layers: tuple[LayerReport, ...] = ()
     int8_macs: float | None = None
     notes: tuple[str, ...] = ()
+    pruned: tuple[PrunedLayer, ...] = ()
 
 
 class Lowering(Protocol):
-    """A stage, found by its name in the table ``PRECISIONS`` of graphopt_passes."""
+    """A stage, found by its name in ``PRUNINGS``, ``PRECISIONS`` or ``STORES`` of graphopt_passes."""
 
     def __call__(self, task: Task) -> Outcome:
-        """Lower the precision of ``task.model``."""
+        """Remove something from ``task.model``, or lower its precision."""

@@ -98,6 +98,15 @@ def precision(name: str) -> Lowering:
     return _lowering("precision", name, importlib.import_module("graphopt_passes").PRECISIONS)
 
 
+def pruning(name: str) -> Lowering:
+    """What removes channels, ranks, weights, … from models.
+
+    Raises:
+        UsageError: there is no such stage.
+    """
+    return _lowering("pruning", name, importlib.import_module("graphopt_passes").PRUNINGS)
+
+
 def store(name: str) -> Lowering:
     """What stores the weights of models as ``name``.
 

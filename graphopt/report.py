@@ -98,12 +98,43 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class PrunedLayer:
+    """One layer, or one group of layers, that pruning was considered for: a row of the ledger.
+
+    Attributes:
+        name: of its first output value, its weight, or its group.
+        op: its operator, or that of the first layer of the group.
+        technique: ``channels``, ``rank``, ``circulant``, ``sparsity`` or ``cluster``.
+        kept: what is left, in words, such as ``24 of 64 channels``; empty if it stays as it was.
+        error: ‖y' − y‖² / ‖y‖² of its output (of a layer's weight without samples); None if not known.
+        numbers_before, numbers_after: stored weights; None if not known. Zeros count until they are removed.
+        macs_before, macs_after: multiply-accumulates of a run of the first sample; None if not known.
+        ms_before, ms_after: milliseconds of a run; None if not measured.
+        reason: why it stays as it was, or what else is to be known; empty if nothing is.
+    """
+
+    name: str
+    op: str
+    technique: str
+    kept: str = ""
+    error: float | None = None
+    numbers_before: int | None = None
+    numbers_after: int | None = None
+    macs_before: int | None = None
+    macs_after: int | None = None
+    ms_before: float | None = None
+    ms_after: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class AccuracyReport:
-    """What lower precision costs in accuracy, on samples that did not calibrate.
+    """What lower precision or pruning costs in accuracy, on samples that did not calibrate.
 
     Attributes:
         before, after: the scores of the original and of the result.
-        budget: what ``--max-drop`` allows, such as ``1 %``.
+        budget: what ``--max-drop`` allows, such as ``1 %``; ``none`` if what was asked for was done at any
+            cost.
         achieved: whether the result keeps it.
         reason: how it does or why it does not, in numbers.
         evidence: which samples judged, and how they were kept apart from those that calibrated.
@@ -153,6 +184,7 @@ class Report:
     precision: str | None = None
     accuracy: AccuracyReport | None = None
     layers: list[LayerReport] = field(default_factory=list)
+    pruned: list[PrunedLayer] = field(default_factory=list)
     data_files: list[str] = field(default_factory=list)
 
     def absorb(self, journal: Journal, model: Model) -> None:

@@ -18,30 +18,44 @@ def pass_names(incomplete: str) -> Iterable[str]:
 
 def precisions(incomplete: str) -> Iterable[str]:
     """Names for ``--precision``."""
-    from graphopt.options import PRECISIONS
+    from graphopt.choices import PRECISIONS
 
     return _starting(incomplete, PRECISIONS)
 
 
 def stores(incomplete: str) -> Iterable[str]:
     """Names for ``--store``."""
-    from graphopt.options import STORES
+    from graphopt.choices import STORES
 
     return _starting(incomplete, STORES)
 
 
 def roundings(incomplete: str) -> Iterable[str]:
     """Names for ``--rounding``."""
-    from graphopt.options import ROUNDINGS
+    from graphopt.choices import ROUNDINGS
 
     return _starting(incomplete, ROUNDINGS)
 
 
 def ranges(incomplete: str) -> Iterable[str]:
     """Names for ``--ranges``."""
-    from graphopt.options import RANGES
+    from graphopt.choices import RANGES
 
     return _starting(incomplete, RANGES)
+
+
+def objectives(incomplete: str) -> Iterable[str]:
+    """Names for ``--objective``."""
+    from graphopt.pruning import OBJECTIVES
+
+    return _starting(incomplete, OBJECTIVES)
+
+
+def selections(incomplete: str) -> Iterable[str]:
+    """Names for ``--select``."""
+    from graphopt.pruning import SELECTIONS
+
+    return _starting(incomplete, SELECTIONS)
 
 
 def targets(incomplete: str) -> Iterable[str]:

@@ -22,10 +22,14 @@ _WORST = 10
 _LONGEST_NAME = 22
 
 
-def facts(report: Report) -> Iterator[Fact]:
-    """The accuracy against its budget, and how much is in lower precision."""
+def accuracy(report: Report) -> Iterator[Fact]:
+    """The accuracy against its budget."""
     if report.accuracy is not None:
         yield from _accuracy(report.accuracy)
+
+
+def facts(report: Report) -> Iterator[Fact]:
+    """How much is in lower precision."""
     nodes = [layer for layer in report.layers if layer.bytes_before is None]
     if nodes:
         lowered = sum(map(_is_lowered, nodes))
@@ -126,7 +130,7 @@ def _change_ms(before: float | None, after: float | None) -> str:
 
 def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
     """The drop against its budget, the outputs' noise, and on what evidence."""
-    within = f"{found.reason}: within the budget of {found.budget}"
+    within = f"{found.reason}: {_budget(found)}"
     yield "accuracy", within if found.achieved else f"not achieved within {found.budget}: {found.reason}"
     after = found.after
     parts = []
@@ -142,6 +146,12 @@ def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
         parts += [f"worst sample {after.worst_sample} with {after.worst_db:.1f} dB"]
     yield "", "; ".join(parts)
     yield "", f"judged on {found.evidence}; calibrated on {_calibration(found)}"
+
+
+def _budget(found: AccuracyReport) -> str:
+    if found.budget == "none":
+        return "what was asked for, at any cost; --max-drop bounds it"
+    return f"within the budget of {found.budget}"
 
 
 def _calibration(found: AccuracyReport) -> str:

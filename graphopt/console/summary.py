@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from graphopt.console import precision, units
+from graphopt.console import precision, pruning, units
 
 if TYPE_CHECKING:
     from graphopt.proof.compare import Bench, Verification
@@ -29,11 +29,15 @@ def facts(report: Report, verbose: int) -> Iterator[Fact]:
     yield from _static(report)
     if report.comparison is not None:
         yield from _measured(report.comparison)
+    yield from precision.accuracy(report)
+    yield from pruning.facts(report)
     yield from precision.facts(report)
+    yield from _rows("not pruned", pruning.cases(report), verbose)
     for label, cases in precision.cases(report):
         yield from _rows(label, cases, verbose)
     lowered = report.accuracy is not None and report.accuracy.achieved
-    exact = "before lower precision: " if lowered else ""
+    pruned = any(layer.kept for layer in report.pruned)
+    exact = f"before {'pruning' if pruned else 'lower precision'}: " if lowered else ""
     yield report.evidence, exact + report.evidence_detail.removeprefix(f"{report.evidence}: ")
     if report.kept_original:
         yield "kept", f"the original: {report.kept_original}"

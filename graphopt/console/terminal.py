@@ -34,12 +34,14 @@ def print_json(record: Any) -> None:
 
 def print_report(report: Report, time_passes: bool, stats: bool, verbose: int) -> None:
     """Print what ``optimize`` did: tables on request, then the summary."""
-    from graphopt.console import precision, summary
+    from graphopt.console import precision, pruning, summary
 
     if stats:
         show(_table(summary.rule_rows(report), *summary.RULE_HEAD), "")
     if time_passes:
         show(_table(summary.time_rows(report), *summary.PASS_HEAD), "")
+    if rows := list(pruning.rows(report, verbose)):
+        show(_table(rows, *pruning.head(verbose)), "")
     if rows := list(precision.layer_rows(report, verbose)):
         show(_table(rows, *precision.layer_head(verbose)), "")
     show(_facts(summary.facts(report, verbose)))

@@ -4,6 +4,8 @@ With a metric the budget bounds its drop: ``0.5%`` is a share of the original's 
 of it. Without one the outputs must stay what they were: where they are classes, all but that share of the
 decisions must agree with the original's, and the noise must stay ``LEAST_CLASS_DB`` below the signal;
 every other floating output must keep ``LEAST_DB``. Both SQNR bounds hold for each output on its own.
+
+Several steps may share a budget: each keeps a part of the drop, and of the noise power.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.errors import UsageError
 from graphopt.proof.accuracy import Score
@@ -48,12 +50,15 @@ class Budget:
     """A bound on the accuracy that may be lost.
 
     Attributes:
-        amount: percent of the original's metric if ``relative``, else an amount of the metric.
+        amount: percent of the original's metric if ``relative``, else an amount of the metric; infinite if
+            anything may be lost.
         relative: which of the two.
+        share: of the noise power that the whole budget allows.
     """
 
     amount: float
     relative: bool
+    share: float = 1.0
 
     @classmethod
     def parse(cls, text: str = DEFAULT) -> Budget:
@@ -69,8 +74,26 @@ class Budget:
             )
         return cls(float(match[1]), match[2] == "%")
 
+    @classmethod
+    def unbounded(cls) -> Budget:
+        """Anything may be lost: what was asked for is done, and its cost is told."""
+        return cls(math.inf, relative=True)
+
+    def part(self, share: float) -> Budget:
+        """What the steps so far may use of it, when others will follow.
+
+        Args:
+            share: above 0, at most 1.
+        """
+        return replace(self, amount=self.amount * share, share=self.share * share)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is anything to keep."""
+        return math.isfinite(self.amount)
+
     def __str__(self) -> str:
-        return f"{self.amount:g}{' %' if self.relative else ''}"
+        return f"{self.amount:g}{' %' if self.relative else ''}" if self.is_bounded else "none"
 
     def require_metric(self, exists: bool) -> None:
         """Refuse an amount of a metric that does not exist.
@@ -86,7 +109,7 @@ class Budget:
 
     def allowed(self, reference: Score) -> float:
         """The drop that is allowed, in units of the metric (in percent of the decisions without one)."""
-        if not self.relative or reference.metric is None:
+        if not self.relative or reference.metric is None or not self.is_bounded:
             return self.amount
         return abs(reference.metric) * self.amount / 100
 
@@ -98,6 +121,8 @@ class Budget:
             reference: of the original, from the same evaluator.
         """
         bounds = list(self._bounds(score, reference))
+        if not self.is_bounded:
+            return True, "; ".join(bound.text for bound in bounds) or "nothing to judge by"
         if not bounds:
             return False, "nothing to judge by: no metric, and no output with numbers that vary"
         broken = [bound for bound in bounds if not bound.holds]
@@ -117,19 +142,23 @@ class Budget:
             drop = reference.metric - score.metric
             grain = "" if score.lost is None else _grain(allowed, score.rows or 0, "label")
             text = f"{score.metric_name} {reference.metric:.6g} -> {score.metric:.6g}, a drop of {drop:.3g}"
-            text += f" (allowed {allowed:.3g}{grain})"
+            text += self._told(f"allowed {allowed:.3g}{grain}")
             yield _Bound(text, score.metric, reference.metric - allowed, allowed or 1.0)
             return
         for output in score.outputs:
             if output.agreement is not None:
                 least = 1 - allowed / 100
                 text = f"'{output.name}' agrees on {output.agreement:.2%} of {output.rows:,} rows"
-                text += f" (least {least:.2%}{_grain(allowed, output.rows, 'row')})"
+                text += self._told(f"least {least:.2%}{_grain(allowed, output.rows, 'row')}")
                 yield _Bound(text, output.agreement, least, allowed / 100 or 1.0)
             if output.sqnr_db is not None:
                 least = LEAST_DB if output.agreement is None else LEAST_CLASS_DB
-                text = f"'{output.name}' has {output.sqnr_db:.1f} dB (least {least:g} dB)"
+                least -= 10 * math.log10(self.share)
+                text = f"'{output.name}' has {output.sqnr_db:.1f} dB" + self._told(f"least {least:.3g} dB")
                 yield _Bound(text, output.sqnr_db, least, _SCALE_DB)
+
+    def _told(self, bound: str) -> str:
+        return f" ({bound})" if self.is_bounded else ""
 
 
 def _grain(percent: float, rows: int, noun: str) -> str:

@@ -8,7 +8,7 @@ same bits; extents and histograms do not even depend on the order.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -27,8 +27,11 @@ class Accumulator(Protocol):
 
     count: int
 
-    def add(self, x: Array) -> None:
-        """Take one array of real numbers; an empty one changes nothing.
+    @property
+    def add(self) -> Callable[..., None]:
+        """Take one array of real numbers, or one of each of the values that are gathered together.
+
+        An empty one changes nothing.
 
         Raises:
             ValueError: it holds NaN or infinity, or its channels are not those of the arrays before.

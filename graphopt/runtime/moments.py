@@ -81,8 +81,57 @@ class Moments:
 
     def start(self) -> Gram:
         """See :class:`Gram`."""
-        groups = self.patches.groups if self.patches else 1
-        return Gram(self, np.zeros((groups, self.columns)))
+        return Gram(self, np.zeros((self.groups, self.columns)))
+
+    @property
+    def groups(self) -> int:
+        """Of channels, each with rows of its own."""
+        return self.patches.groups if self.patches else 1
+
+    def read(self, x: Array, turn: int) -> tuple[Array, NDArray[np.int64]]:
+        """Rows of one array, and which of them all, counted over batch and positions.
+
+        Args:
+            x: what the layer reads.
+            turn: the number of the array, on which the choice of rows depends.
+
+        Returns:
+            Rows [groups, n, columns] and their numbers [n], ascending.
+
+        Raises:
+            ValueError: rows of this array are of another length.
+        """
+        rows, picked = self._patches(x, self.patches, turn) if self.patches else self._rows(x, turn)
+        if rows.shape[2] != self.columns:
+            raise ValueError(f"the layer reads rows of {rows.shape[2]}, not of {self.columns} numbers")
+        return rows, picked
+
+    def _rows(self, x: Array, turn: int) -> tuple[Array, NDArray[np.int64]]:
+        """Rows [1, n, columns] of a product."""
+        by_column = channels(x, self.axis)
+        before, _, behind = by_column.shape
+        picked = self._pick(before * behind, turn)
+        outer, inner = np.divmod(picked, behind)
+        return by_column[outer, :, inner][None], picked
+
+    def _patches(self, x: Array, patches: Patches, turn: int) -> tuple[Array, NDArray[np.int64]]:
+        """Rows [groups, n, columns] of a Conv."""
+        view = patches.windows(x)
+        rank = len(patches.kernel)
+        batch, *positions = (view.shape[0], *view.shape[2 : 2 + rank])
+        picked = self._pick(batch * int(np.prod(positions)), turn)
+        index = np.unravel_index(picked, (batch, *positions))
+        where: Any = (index[0], slice(None), *index[1:])
+        found: Array = view[where]  # [n, channels, *kernel]
+        return found.reshape(len(found), patches.groups, -1).transpose(1, 0, 2), picked
+
+    def _pick(self, rows: int, turn: int) -> NDArray[np.int64]:
+        limit = self.rows or max(512, _ROWS_PER_COLUMN * self.columns)
+        if rows <= limit:
+            return np.arange(rows)
+        rng: Any = np.random.default_rng([self.seed, turn])
+        picked: NDArray[np.int64] = np.sort(rng.choice(rows, limit, replace=False, shuffle=False))
+        return picked
 
 
 @dataclass
@@ -107,10 +156,8 @@ class Gram:
         """See :meth:`graphopt.runtime.accumulators.Accumulator.add`."""
         if not x.size:
             return
-        rows = self._patches(x, self.kind.patches) if self.kind.patches else self._rows(x)
+        rows, _ = self.kind.read(x, self.arrays)
         self.arrays += 1
-        if rows.shape[2] != self.kind.columns:
-            raise ValueError(f"the layer reads rows of {rows.shape[2]}, not of {self.kind.columns} numbers")
         total = rows.sum(axis=1, dtype=np.float64)
         check_finite(total, total)
         self.total += total
@@ -131,7 +178,7 @@ class Gram:
             groups, columns = self.total.shape
             self._squares = np.zeros((groups, columns, columns))
         if self._waiting:
-            self._squares += _squared(np.concatenate(self._waiting, axis=1))
+            self._squares += squared(np.concatenate(self._waiting, axis=1))
             self._waiting = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,42 +201,21 @@ class Gram:
         """Memory in bytes."""
         return self.total.nbytes * (self.kind.columns + 1)
 
-    def _rows(self, x: Array) -> Array:
-        """Rows [1, n, columns] of a product."""
-        by_column = channels(x, self.kind.axis)
-        before, _, behind = by_column.shape
-        outer, inner = np.divmod(self._pick(before * behind), behind)
-        rows: Array = by_column[outer, :, inner][None]
-        return rows
 
-    def _patches(self, x: Array, patches: Patches) -> Array:
-        """Rows [groups, n, columns] of a Conv."""
-        view = patches.windows(x)
-        rank = len(patches.kernel)
-        batch, *positions = (view.shape[0], *view.shape[2 : 2 + rank])
-        index = np.unravel_index(self._pick(batch * int(np.prod(positions))), (batch, *positions))
-        where: Any = (index[0], slice(None), *index[1:])
-        picked: Array = view[where]  # [n, channels, *kernel]
-        return picked.reshape(len(picked), patches.groups, -1).transpose(1, 0, 2)
-
-    def _pick(self, rows: int) -> NDArray[np.int64]:
-        limit = self.kind.rows or max(512, _ROWS_PER_COLUMN * self.kind.columns)
-        if rows <= limit:
-            return np.arange(rows)
-        rng: Any = np.random.default_rng([self.kind.seed, self.arrays])
-        picked: NDArray[np.int64] = np.sort(rng.choice(rows, limit, replace=False, shuffle=False))
-        return picked
+def squared(rows: Array) -> Array:
+    """XᵀX of rows [groups, n, columns], see :func:`product`."""
+    return product(rows, rows)
 
 
-def _squared(rows: Array) -> Array:
-    """XᵀX of rows [groups, n, columns], in float32: twice as fast, and exact enough to be summed in float64.
+def product(x: Array, y: Array) -> Array:
+    """XᵀY of rows [groups, n, …], in float32: twice as fast, and exact enough to be summed in float64.
 
-    Doubles, and numbers whose squares overflow, are multiplied in float64.
+    Doubles, and numbers whose products overflow, are multiplied in float64.
     """
-    own = rows.astype(np.result_type(rows, np.float32), copy=False)
-    with np.errstate(over="ignore"):
-        product: Array = own.swapaxes(1, 2) @ own
-        largest = np.einsum("gkk->", product)
-    if own.dtype == np.float64 or np.isfinite(largest):
-        return product
-    return _squared(rows.astype(np.float64))
+    left, right = (rows.astype(np.result_type(rows, np.float32), copy=False) for rows in (x, y))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: Array = left.swapaxes(1, 2) @ right
+        largest = np.abs(found).max(initial=0.0)
+    if np.float64 in (left.dtype, right.dtype) or np.isfinite(largest):
+        return found
+    return product(x.astype(np.float64), y.astype(np.float64))

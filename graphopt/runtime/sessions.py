@@ -23,10 +23,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from graphopt.errors import UsageError
-from graphopt.runtime.accumulators import Kind
 from graphopt.runtime.profile import NodeTime, read_trace, record
 from graphopt.runtime.values import BFLOAT16, PACKED_BITS, STRING, FileRange, Tensor, Value, dtype_of
-from graphopt.runtime.watching import Collected, Tap, Watch
+from graphopt.runtime.watching import Collected, Wanted, Watch
 from graphopt.target import REFERENCE, Target
 
 SPILL_BYTES = 64 * 1024
@@ -119,7 +118,7 @@ class Runtime:
                 seconds[index].append(_timed(runs[index], repeats))
         return seconds
 
-    def watch(self, key: int, wanted: Sequence[tuple[Tap, Sequence[Kind]]]) -> None:
+    def watch(self, key: int, wanted: Sequence[Wanted]) -> None:
         """Start accumulators over the outputs of session ``key``."""
         self._watches[key] = Watch(wanted)
 

@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -54,19 +54,23 @@ class Collected:
     wrong: str = ""
 
 
+# The values that are gathered together, and what to gather of them.
+Wanted: TypeAlias = tuple[Sequence[Tap], Sequence[Kind]]
+
+
 class Watch:
     """Accumulators over the outputs of one session."""
 
-    def __init__(self, wanted: Sequence[tuple[Tap, Sequence[Kind]]]) -> None:
-        self._wanted = [(tap, [Collected(kind.start()) for kind in kinds]) for tap, kinds in wanted]
+    def __init__(self, wanted: Sequence[Wanted]) -> None:
+        self._wanted = [(taps, [Collected(kind.start()) for kind in kinds]) for taps, kinds in wanted]
         self._fed = 0
 
     def feed(self, outputs: Mapping[str, Any]) -> None:
         """Take the outputs of one run, by name, as OrtValues or arrays of numpy."""
-        for tap, collected in self._wanted:
+        for taps, collected in self._wanted:
             try:
-                for array in tap.arrays(outputs):
-                    collected[:] = [self._added(one, array) for one in collected]
+                for arrays in zip(*(tap.arrays(outputs) for tap in taps), strict=True):
+                    collected[:] = [self._added(one, arrays) for one in collected]
             except ValueError as error:  # no numbers
                 collected[:] = [Collected(None, str(error)) for _ in collected]
         self._fed += 1
@@ -75,11 +79,11 @@ class Watch:
         """What was gathered, in the order that was asked for."""
         return [collected for _, collected in self._wanted]
 
-    def _added(self, one: Collected, array: Array) -> Collected:
+    def _added(self, one: Collected, arrays: Sequence[Array]) -> Collected:
         if one.accumulator is None:
             return one
         try:
-            one.accumulator.add(array)
+            one.accumulator.add(*arrays)
         except ValueError as error:
             return Collected(None, f"sample {self._fed}: {error}")
         return one

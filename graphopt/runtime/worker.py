@@ -28,10 +28,9 @@ from graphopt.storage.pool import Pool
 from graphopt.target import CPU, Target
 
 if TYPE_CHECKING:
-    from graphopt.runtime.accumulators import Kind
     from graphopt.runtime.profile import NodeTime
     from graphopt.runtime.sessions import SessionInfo
-    from graphopt.runtime.watching import Collected, Tap
+    from graphopt.runtime.watching import Collected, Wanted
 
 _LONGEST_MESSAGE = 400
 # What C++, Python and the C library say last of a process that gets no more memory.
@@ -152,7 +151,7 @@ class Worker:
         keys = [session.key for session in sessions]
         return list(self._call("time", keys, dict(feeds), rounds, budget_s))
 
-    def watch(self, session: Session, wanted: Sequence[tuple[Tap, Sequence[Kind]]]) -> None:
+    def watch(self, session: Session, wanted: Sequence[Wanted]) -> None:
         """Start accumulators over a session's outputs; they end with ``collected``, or with the child."""
         self._revive(session)
         self._call("watch", session.key, wanted)

@@ -102,6 +102,15 @@ PRECISIONS: dict[str, str] = {
 }
 """Name of ``--precision`` → what lowers it, a :class:`graphopt.precision.Lowering`."""
 
+PRUNINGS: dict[str, str] = {
+    "channels": f"{_HERE}.prune.channels:prune",
+    "rank": f"{_HERE}.compress.rank:prune",
+    "circulant": f"{_HERE}.compress.circulant:prune",
+    "sparsity": f"{_HERE}.sparsify.stage:prune",
+    "cluster": f"{_HERE}.compress.cluster:prune",
+}
+"""Option of pruning → what does it, a :class:`graphopt.precision.Lowering`."""
+
 STORES: dict[str, str] = {
     "fp16": f"{_HERE}.weights.store:fp16",
     "bf16": f"{_HERE}.weights.store:bf16",

@@ -15,7 +15,8 @@ import pytest
 from onnx import numpy_helper
 
 from graphopt.activations import Collector, Request
-from graphopt.compiler import Compiler, Result, optimize
+from graphopt.case import Case
+from graphopt.compiler import Result, optimize
 from graphopt.errors import DataError, ParityError
 from graphopt.model import Model
 from graphopt.precision import Task, Trial
@@ -205,7 +206,7 @@ def test_what_does_not_pay_is_not_kept(
     ratio: float, kept: bool, classifier: onnx.ModelProto, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Task, "compare", lambda *_: Trial((comparison(ratio),)))
-    monkeypatch.setattr(Compiler, "_compare", lambda *_: comparison(ratio))
+    monkeypatch.setattr(Case, "compare", lambda *_: comparison(ratio))
     found = quantize(classifier, data=data, measure=True)
     assert is_quantized(found) is kept
     assert ("does not pay on this machine" in notes(found)) is not kept
@@ -220,7 +221,7 @@ def test_the_last_word_has_the_measurement_against_the_original(
 ) -> None:
     """The stage found integers faster than the float result, but the whole is slower than the original."""
     monkeypatch.setattr(Task, "compare", lambda *_: Trial((comparison(1.5),)))
-    monkeypatch.setattr(Compiler, "_compare", lambda *_: comparison(0.9))
+    monkeypatch.setattr(Case, "compare", lambda *_: comparison(0.9))
     found = quantize(classifier, data=data, measure=True)
     assert not is_quantized(found)
     assert "slower than the original" in notes(found)

@@ -8,8 +8,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 import graphopt
+from graphopt.choices import BLOCK_SIZES, PRECISIONS, ROUNDINGS
 from graphopt.errors import ParityError, UsageError, WorkerError
-from graphopt.options import BLOCK_SIZES, PRECISIONS, ROUNDINGS, Options
+from graphopt.options import Options
 from graphopt.proof.evaluation import HeldOut
 from graphopt_passes import PRECISIONS as MADE
 from tests.support import ops, serialized

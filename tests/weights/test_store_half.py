@@ -257,7 +257,7 @@ def test_storage_that_fails_takes_nothing_from_what_was_achieved_before(
 
 
 def test_the_names_of_both_tables_agree() -> None:
-    from graphopt.options import STORES
+    from graphopt.choices import STORES
     from graphopt_passes import STORES as MADE
 
     assert tuple(MADE) == STORES == tuple(HALVES)

@@ -73,7 +73,7 @@ class Trials:
     def judged(self, kept: Collection[str]) -> Judged:
         """Judge on the held-out samples, every half value rounded."""
         halved, score = self._rounded(kept, self._judge.score)
-        budget, reference = self.task.options.budget, self._judge.reference
+        budget, reference = self.task.budget, self._judge.reference
         holds, reason = budget.holds(score, reference)
         if lost := _lost(score):
             holds, reason = False, lost

@@ -129,12 +129,17 @@ def layers_of(placement: Placement, nodes: Collection[str]) -> list[str]:
 
 def macs_share(model: Model, task: Task, nodes: Collection[str]) -> float | None:
     """The share of a float model's multiply-accumulates that these nodes do; None if none are known."""
+    macs = macs_by_node(model, task)
+    total = sum(macs.values())
+    return sum(macs.get(name, 0) for name in nodes) / total if total else None
+
+
+def macs_by_node(model: Model, task: Task) -> dict[str, int]:
+    """Multiply-accumulates of a run of the first sample, by the node's first output; 0 if not known."""
     from graphopt.cost import macs_of
     from graphopt.inspection import fix_dims
 
     fixed = model.clone()
     fix_dims(fixed.ir, {n: v.shape for n, v in task.workloads[0].items() if isinstance(v, Tensor)})
     shapes = task.new_run().shapes(fixed)
-    macs = {g.output_name(node): macs_of(node, shapes) or 0 for node in g.nodes(fixed.ir)}
-    total = sum(macs.values())
-    return sum(macs.get(name, 0) for name in nodes) / total if total else None
+    return {g.output_name(node): macs_of(node, shapes) or 0 for node in g.nodes(fixed.ir)}

@@ -30,7 +30,7 @@ class Judged:
         """Judge a draft on the held-out samples."""
         score = task.judge.score(draft.path)
         draft.discard()
-        return cls(draft, score, *task.options.budget.holds(score, task.judge.reference))
+        return cls(draft, score, *task.budget.holds(score, task.judge.reference))
 
 
 def miscompiled(task: Task, draft: Draft) -> list[str]:

@@ -44,7 +44,7 @@ def judged(task: Task, model: Model) -> Verdict:
     draft = Draft(task, model, frozenset())
     try:
         score = task.judge.score(draft.path)
-        return Verdict(*task.options.budget.holds(score, task.judge.reference), score)
+        return Verdict(*task.budget.holds(score, task.judge.reference), score)
     except WorkerError as error:
         if error.reason != "memory":
             raise

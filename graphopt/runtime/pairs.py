@@ -1,0 +1,180 @@
+"""Sums over pairs of rows: what one layer reads, and what another layer gives at the same place.
+
+A layer of a changed model, the student, is to give from its own inputs x what the original's, the teacher,
+gives: y. Everything that least squares asks of the samples are sums of products, H = Σ xxᵀ, T = Σ xyᵀ, Σx,
+Σy, Σy² and the number of rows; so no activation is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from graphopt.runtime.accumulators import Array, Doubles, channels, check_finite
+from graphopt.runtime.moments import Moments, product, squared
+
+_AT_ONCE = 1024  # rows
+
+
+@dataclass
+class Sums:
+    """Sums over pairs of rows x, y, for each group of a Conv (a product has one).
+
+    Attributes:
+        xx: H = Σ xxᵀ, float64 [groups, columns, columns].
+        xy: T = Σ xyᵀ, float64 [groups, columns, channels/groups].
+        x: Σ x, float64 [groups, columns].
+        y: Σ y, float64 [groups, channels/groups].
+        yy: Σ y², as ``y``.
+        count: rows.
+    """
+
+    xx: Doubles
+    xy: Doubles
+    x: Doubles
+    y: Doubles
+    yy: Doubles
+    count: int = 0
+
+    @classmethod
+    def zeros(cls, groups: int, columns: int, channels: int) -> Sums:
+        """Those over no rows."""
+        x, y = np.zeros((groups, columns)), np.zeros((groups, channels))
+        return cls(
+            np.zeros((groups, columns, columns)), np.zeros((groups, columns, channels)), x, y, y.copy()
+        )
+
+    def __add__(self, other: Sums) -> Sums:
+        """Over the rows of both."""
+        return Sums(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+
+    def take(self, x: Array, y: Array) -> None:
+        """Add rows [groups, n, columns] and [groups, n, channels/groups]."""
+        self.xx += squared(x)
+        self.xy += product(x, y)
+        self.x += x.sum(axis=1, dtype=np.float64)
+        self.y += y.sum(axis=1, dtype=np.float64)
+        self.yy += np.square(y, dtype=np.float64).sum(axis=1)
+        self.count += x.shape[1]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Sums over rows that a layer reads, and what is given at the same positions.
+
+    Attributes:
+        moments: how the layer reads rows.
+        channels: of the output, all groups together.
+        axis: of the output that holds them.
+        held_every: every so many-th array only judges what is fitted to the others; 0: none does.
+    """
+
+    moments: Moments
+    channels: int
+    axis: int
+    held_every: int = 0
+
+    def start(self) -> Pairs:
+        """See :class:`Pairs`."""
+        return Pairs(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its sums."""
+        columns, groups = self.moments.columns, self.moments.groups
+        numbers = columns * (columns * groups + self.channels)
+        return 8 * numbers * (2 if self.held_every else 1)
+
+
+@dataclass
+class Pairs:
+    """Sums over two shares of the arrays.
+
+    Attributes:
+        kind: what was asked for.
+        count: rows used.
+        arrays: pairs of arrays seen.
+        fit, held: sums over those that are fitted to, and those that judge.
+    """
+
+    kind: Paired
+    count: int = 0
+    arrays: int = 0
+    _sums: list[Sums] = field(default_factory=list)
+    _waiting: list[list[tuple[Array, Array]]] = field(default_factory=lambda: [[], []])
+
+    def add(self, x: Array, y: Array) -> None:
+        """Take what a layer reads, and what is to come out.
+
+        Raises:
+            ValueError: one of them holds NaN or infinity, or they do not fit the layer.
+        """
+        if not x.size:
+            return
+        rows, picked = self.kind.moments.read(x, self.arrays)
+        results = self._results(y, picked)
+        for part in (rows, results):
+            total = part.sum(axis=1, dtype=np.float64)
+            check_finite(total, total)
+        share = self._share(self.arrays)
+        self.arrays += 1
+        self.count += rows.shape[1]
+        self._waiting[share].append((rows, results))
+        if sum(one.shape[1] for one, _ in self._waiting[share]) >= _AT_ONCE:
+            self._take(share)
+
+    @property
+    def fit(self) -> Sums:
+        """Over the arrays that are fitted to."""
+        return self._all()[0]
+
+    @property
+    def held(self) -> Sums:
+        """Over the arrays that judge."""
+        return self._all()[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.kind.nbytes
+
+    def _share(self, turn: int) -> int:
+        every = self.kind.held_every
+        return 1 if every and turn % every == every - 1 else 0
+
+    def _results(self, y: Array, picked: Array) -> Array:
+        """Rows [groups, n, channels/groups] of the output at the positions that were read."""
+        by_channel = channels(y, self.kind.axis)
+        if by_channel.shape[1] != self.kind.channels:
+            raise ValueError(f"the output has {by_channel.shape[1]} channels, not {self.kind.channels}")
+        outer, inner = np.divmod(picked, by_channel.shape[2])
+        rows: Array = by_channel[outer, :, inner]
+        return rows.reshape(len(rows), self.kind.moments.groups, -1).transpose(1, 0, 2)
+
+    def _all(self) -> list[Sums]:
+        for share in range(2):
+            self._take(share)
+        return self._sums
+
+    def _take(self, share: int) -> None:
+        """Multiply the rows that wait for it: many at once, since adding up takes time too."""
+        if not self._sums:
+            self._sums = list(self._empty())
+        if waiting := self._waiting[share]:
+            x, y = (np.concatenate(rows, axis=1) for rows in zip(*waiting, strict=True))
+            self._sums[share].take(x, y)
+            self._waiting[share] = []
+
+    def _empty(self) -> Iterator[Sums]:
+        moments = self.kind.moments
+        for share in range(2):
+            used = share == 0 or self.kind.held_every
+            columns = moments.columns if used else 0
+            yield Sums.zeros(moments.groups, columns, self.kind.channels // moments.groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._all()
+        return self.__dict__

@@ -1,0 +1,106 @@
+"""In which order the units of each group of a model go, and what half of them gone does to its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt import graph as g
+from graphopt.model import Model
+from graphopt.runtime.accumulators import Doubles
+from graphopt.runtime.pairs import Pairs
+from graphopt_passes.axes import Group, masked
+from graphopt_passes.prune.network import MOST_COLUMNS, Network, layers_of
+from graphopt_passes.prune.readers import Reader, readers
+from graphopt_passes.prune.selection import Order, ordered
+from graphopt_passes.quantize.draft import Draft
+from graphopt_passes.quantize.sensitivity import sensitivities
+from graphopt_passes.refit.kept import fit_kept
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is known of groups, by name.
+
+    Attributes:
+        orders: of their units.
+        noises: at the outputs of the model, with half of a group's units gone.
+    """
+
+    orders: Mapping[str, Order]
+    noises: Mapping[str, float]
+
+    @classmethod
+    def of(cls, network: Network) -> Orders:
+        """Gather moments, a few groups at a time, and choose."""
+        found: dict[str, Order] = {}
+        halves: dict[str, Model] = {}
+        for names in _batches(network):
+            layers = {one.name: one for name in names for one in network.read_by(network.groups[name])}
+            pairs = dict(network.pairs(network.base, list(layers.values())))
+            for name in names:
+                network.task.progress("choosing channels", len(found), len(network.groups))
+                group = network.groups[name]
+                found[name] = _order(network, group, pairs)
+                halves[name] = _half(network, group, found[name], pairs)
+        task = network.task
+        noises = sensitivities(task, lambda name: Draft(task, halves[name], frozenset()), list(halves))
+        return cls(found, noises)
+
+    def noise(self, name: str, gone: int) -> float:
+        """The noise with so many units gone: in the proportion of what the readers lose."""
+        order = self.orders[name]
+        half = float(order.lost[len(order.units) // 2])
+        return self.noises[name] * float(order.lost[gone]) / half if half else 0.0
+
+
+def _batches(network: Network) -> Iterator[list[str]]:
+    """Groups whose readers' moments fit into memory together."""
+    batch, size = list[str](), 0
+    for name, group in network.groups.items():
+        seen = [one for one in network.read_by(group) if one.columns <= MOST_COLUMNS]
+        need = sum(3 * 8 * one.groups * one.columns**2 for one in seen)
+        if batch and size + need > network.task.options.calibration_memory:
+            yield batch
+            batch, size = [], 0
+        batch, size = [*batch, name], size + need
+    if batch:
+        yield batch
+
+
+def _order(network: Network, group: Group, pairs: Mapping[str, Pairs]) -> Order:
+    found: list[Reader] = []
+    for layer in network.read_by(group):
+        known = pairs.get(layer.name)
+        found += readers(group, layer, known.fit if known is not None else None)
+    select = network.task.options.select
+    return ordered(found, _norms(group, select), select)
+
+
+def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Pairs]) -> Model:
+    """The model with half of a group's units without effect, its readers fitted to that."""
+    kept = {group: order.kept(group.width - group.width // 2)}
+    model, run = masked(network.base, kept), network.task.new_run()
+    if not network.task.options.refit:
+        return model
+    for name, layer in layers_of(model).items():
+        columns = network.columns(network.layers[name], kept)
+        if name in pairs and columns is not None:
+            layer.write(model, run, fit_kept(layer, pairs[name], columns)[0])
+    return model
+
+
+def _norms(group: Group, method: str) -> Doubles:
+    """The norm of the weights that make each unit: Σ|w| with ``l1``, else Σw²."""
+    total = np.zeros(group.width)
+    for member in group.producers:
+        weight = g.array(member.value)
+        if weight is None:
+            continue
+        sizes = np.abs(weight) if method == "l1" else np.square(weight, dtype=np.float64)
+        by_element = sizes.sum(axis=tuple(axis for axis in range(weight.ndim) if axis != member.axis))
+        inside = member.units >= 0
+        total += np.bincount(member.units[inside], by_element[inside], group.width)
+    return total

@@ -1,0 +1,47 @@
+"""Least squares for a layer that reads only some of its columns any longer."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.runtime.pairs import Pairs, Sums
+from graphopt_passes.refit.linear import Linear
+from graphopt_passes.refit.solve import RIDGES, Fit, Problem
+
+Kept = NDArray[np.int64]
+
+
+def fit_kept(layer: Linear, pairs: Pairs, kept: Kept) -> tuple[Fit, float]:
+    """The weight on some columns, zero on the others, whose ridge is best on samples that fit nothing.
+
+    The weight that there is stays if no fit is better.
+
+    Args:
+        layer: gives the weight to start from.
+        pairs: what it reads and should give.
+        kept: the columns that stay, ascending.
+
+    Returns:
+        The fit, and its error on those samples, beside what the output varies.
+    """
+    start, held = _part(layer.fit(), kept), _columns(pairs.held, kept)
+    problem = Problem.of(_columns(pairs.fit, kept), start, shifts=layer.can_shift)
+    fits = [(None, start), *((ridge, problem.dense(ridge)) for ridge in RIDGES)]
+    errors = [fit.relative_error(held) for _, fit in fits]
+    ridge, best = fits[int(np.argmin(errors))]
+    if ridge is not None:
+        whole = _columns(pairs.fit + pairs.held, kept)
+        best = Problem.of(whole, start, shifts=layer.can_shift).dense(ridge)
+    rows = np.zeros(layer.fit().rows.shape)
+    rows[:, :, kept] = best.rows
+    return Fit(rows, best.bias), min(errors)
+
+
+def _part(fit: Fit, kept: Kept) -> Fit:
+    return Fit(fit.rows[:, :, kept], fit.bias)
+
+
+def _columns(sums: Sums, kept: Kept) -> Sums:
+    xx = sums.xx[:, kept][:, :, kept]
+    return Sums(xx, sums.xy[:, kept], sums.x[:, kept], sums.y, sums.yy, sums.count)

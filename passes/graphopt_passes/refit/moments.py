@@ -1,0 +1,69 @@
+"""What least squares needs to know of layers: what they read in the student, and should give as the teacher.
+
+One session runs both models side by side (:mod:`graphopt.joint`); sums over pairs of rows come out of it
+(:mod:`graphopt.runtime.pairs`), layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from operator import length_hint
+from typing import Any
+
+from graphopt.activations import Collector, Request
+from graphopt.joint import side_by_side
+from graphopt.model import Model
+from graphopt.runtime.pairs import Paired, Pairs
+from graphopt_passes.quantize.consumers import moments_of
+from graphopt_passes.refit.linear import Linear
+
+HELD_EVERY = 4
+"""Every so many-th sample judges what was fitted to the others."""
+
+# All samples together; more rows of the same images change little.
+_LEAST_ROWS = 1 << 15
+_ROWS_PER_COLUMN = 16
+
+
+def moments(  # noqa: PLR0913 - both models, and how they are run
+    collector: Collector,
+    teacher: Model,
+    student: Model,
+    layers: Iterable[Linear],
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    held_every: int = HELD_EVERY,
+) -> Iterator[tuple[Linear, Pairs]]:
+    """Sums for some layers of the student, as they come in; layers that nothing is known of do not come.
+
+    Args:
+        collector: bounds the memory, and runs the samples once for all layers that fit into it.
+        teacher: the original; it gives values of the same names.
+        student: not changed.
+        layers: of the student.
+        samples: are iterated several times.
+        held_every: every so many-th sample goes to ``Pairs.held``; 0: none does.
+
+    Raises:
+        DataError: a sample does not fit, or there is none.
+    """
+    joint, prefix = side_by_side(teacher, student)
+    inputs = {value.name for value in student.ir.graph.inputs}
+    wanted: dict[Request, Linear] = {}
+    for layer in layers:
+        kind = paired(layer, length_hint(samples) or 1, held_every)
+        read = layer.source if layer.source in inputs else prefix + layer.source
+        wanted[Request(read, kind, layer.name)] = layer
+    for statistics in collector.stream(joint, wanted, samples):
+        for request, found in statistics.found.items():
+            assert isinstance(found, Pairs)
+            yield wanted[request], found
+
+
+def paired(layer: Linear, samples: int, held_every: int = HELD_EVERY) -> Paired:
+    """What to gather for a layer from so many samples."""
+    kind = moments_of(layer.node)
+    assert kind is not None
+    rows = -(-max(_LEAST_ROWS, _ROWS_PER_COLUMN * layer.columns) // samples)
+    return Paired(replace(kind, rows=rows), layer.channels, layer.axis, held_every)

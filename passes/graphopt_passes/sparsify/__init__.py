@@ -1,0 +1,1 @@
+"""Weights that are zero: which ones, and what the others become."""

@@ -1,0 +1,235 @@
+"""``--sparsity``: weights that become zero, within the accuracy budget.
+
+1. Each layer's error at several densities, and once the noise that it makes at the outputs, give the density
+   of each (``curves``), so that the share that was asked for goes with the least noise.
+2. Layer by layer, in the order of the graph: a mask, and what is left fitted to what the layer gave in the
+   model before, from what it reads now. Layers that stay dense are fitted as well: they make up for those
+   before them.
+3. The contract of all pruning (:mod:`graphopt_passes.prune.search`) decides whether that is the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from graphopt.legacy import as_ir4, to_ir4
+from graphopt.model import Model
+from graphopt.pipeline import Run
+from graphopt.precision import Outcome, Task
+from graphopt.pruning import Amount
+from graphopt.report import PrunedLayer
+from graphopt.samples.sampling import Sample
+from graphopt_passes.prune.allocation import Choice, allocate
+from graphopt_passes.prune.search import Attempt, searched
+from graphopt_passes.quantize.draft import Draft
+from graphopt_passes.quantize.sensitivity import sensitivities
+from graphopt_passes.refit.linear import Linear, linear_layers
+from graphopt_passes.refit.moments import moments
+from graphopt_passes.refit.samples import collector_of, fitting_samples
+from graphopt_passes.refit.solve import Fit
+from graphopt_passes.refit.waves import waves
+from graphopt_passes.sparsify.curves import DENSITIES, choices, curve
+from graphopt_passes.sparsify.fitting import Fitter, Sparse, unfitted
+from graphopt_passes.sparsify.gains import compressed, gain
+from graphopt_passes.sparsify.layers import TECHNIQUE, candidates
+from graphopt_passes.sparsify.patterns import Anywhere, Groups, Pattern
+
+_BY_SELECTION = {"obs": "obs", "lasso": "obs", "energy": "energy", "l1": "magnitude", "l2": "magnitude"}
+_REFERENCE = 0.3  # the density at which noise is measured
+
+
+def prune(task: Task) -> Outcome:
+    """See :class:`graphopt.precision.Lowering`."""
+    options = task.options
+    amount = options.amounts[TECHNIQUE]
+    stage = Sparsifier(task, amount, Fitter(_BY_SELECTION[options.select], options.refit))
+    return searched(task, stage.make, amount.share or 1 - DENSITIES[-1], saves_time=False)
+
+
+def sparsify(task: Task, amount: Amount, method: str = "obs", *, refit: bool = True) -> Attempt:
+    """The model of a task with so many weights zero, and its ledger; not judged yet.
+
+    Args:
+        task: what to work on and with.
+        amount: a share of the weights, or N:M.
+        method: ``obs``, ``energy`` or ``magnitude``.
+        refit: whether what is left is fitted to make up for what is not.
+    """
+    return Sparsifier(task, amount, Fitter(method, refit)).make(amount.share or 0.5)
+
+
+@dataclass
+class Sparsifier:
+    """Makes a task's model sparse to any share.
+
+    Attributes:
+        task: what to work on and with.
+        amount: for its pattern.
+        fitter: how layers are made sparse.
+    """
+
+    task: Task
+    amount: Amount
+    fitter: Fitter
+    refused: list[PrunedLayer] = field(default_factory=list)
+
+    @cached_property
+    def teacher(self) -> Model:
+        """The task's model, whose weights are constants."""
+        model = self.task.model.clone()
+        to_ir4(model)
+        return model
+
+    @cached_property
+    def layers(self) -> dict[str, Linear]:
+        """The layers that may become sparse, by name; those that may not are noted."""
+        found, refused = candidates(self.teacher, self.task.new_run(), self.amount)
+        self.refused += refused
+        return found
+
+    @cached_property
+    def samples(self) -> Sequence[Sample]:
+        """What layers are fitted to; none without data."""
+        return fitting_samples(self.task) if self.task.options.data is not None else []
+
+    def make(self, share: float) -> Attempt:
+        """Make so large a share of the weights zero, or more if single layers allow nothing else."""
+        if not self.layers:
+            return Attempt(None, 0.0, tuple(self.refused), "no layer can be made sparse")
+        patterns = self._patterns(share)
+        student, run, done = self.task.model.clone(), self.task.new_run(), {}
+        with as_ir4(student, run.journal):
+            for name, sparse in self._fitted(student, run, patterns):
+                done[name] = sparse
+        return self._attempt(student, run, patterns, done)
+
+    # How much of which layer.
+
+    @property
+    def _total(self) -> int:
+        return sum(layer.size for layer in self.layers.values())
+
+    def _patterns(self, share: float) -> dict[str, Pattern]:
+        """What stays of each layer that becomes sparse."""
+        densities = allocate(self._choices, share)
+        if self.amount.group:
+            return dict.fromkeys(densities, Groups(self.amount.kept, self.amount.group))
+        removed = sum((1 - kept) * self.layers[name].size for name, kept in densities.items())
+        less = min(share * self._total / removed, 1.0) if removed else 1.0  # the last step is a little long
+        return {name: Anywhere(1 - less * (1 - kept)) for name, kept in densities.items()}
+
+    @cached_property
+    def _choices(self) -> Mapping[str, Sequence[Choice[float]]]:
+        """What can become of each layer, and what noise that makes."""
+        errors, variants = {}, {}
+        for name, found, variant in self._studied():
+            errors[name], variants[name] = found, variant
+        noises = sensitivities(
+            self.task, lambda name: Draft(self.task, variants[name], frozenset()), list(errors)
+        )
+        return {
+            name: list(self._densities(errors[name], self.layers[name].size / self._total, noises[name]))
+            for name in errors
+        }
+
+    def _densities(self, errors: dict[float, float], size: float, noise: float) -> Iterator[Choice[float]]:
+        if self.amount.group:
+            density = self.amount.kept / self.amount.group
+            yield Choice(density, size * (1 - density), noise)
+        else:
+            yield from choices(errors, size, noise, _REFERENCE)
+
+    def _studied(self) -> Iterator[tuple[str, dict[float, float], Model]]:
+        """Each layer with its curve, and the model in which it alone is sparse."""
+        pattern = self._reference
+        if not self.samples:
+            for name, layer in self.layers.items():
+                errors = {} if self.amount.group else _blind(layer)
+                yield name, errors, self._variant(name, unfitted(layer, pattern).fit)
+            return
+        found = moments(
+            collector_of(self.task), self.teacher, self.teacher, self.layers.values(), self.samples
+        )
+        for layer, pairs in found:
+            errors = {} if self.amount.group else curve(self.fitter, layer, pairs)
+            yield layer.name, errors, self._variant(layer.name, self.fitter.rough(layer, pairs, pattern))
+
+    @property
+    def _reference(self) -> Pattern:
+        amount = self.amount
+        return Groups(amount.kept, amount.group) if amount.group else Anywhere(_REFERENCE)
+
+    def _variant(self, name: str, fit: Fit) -> Model:
+        model = self.teacher.clone()
+        _layers_of(model)[name].write(model, self.task.new_run(), fit)
+        return model
+
+    # The layers, one after the other.
+
+    def _fitted(
+        self, student: Model, run: Run, patterns: Mapping[str, Pattern]
+    ) -> Iterator[tuple[str, Sparse]]:
+        """Fit a student's layers in place; those that were made sparse, or fitted to make up for others."""
+        layers = _layers_of(student)
+        if not self.samples:
+            for name, pattern in patterns.items():
+                sparse = unfitted(layers[name], pattern)
+                layers[name].write(student, run, sparse.fit)
+                yield name, sparse
+            return
+        first = min(list(layers).index(name) for name in patterns)
+        behind = list(layers.values())[first:]
+        todo = [layer for layer in behind if self.fitter.refit or layer.name in patterns]
+        steps = waves(student, todo)
+        for done, wave in enumerate(steps):
+            self.task.progress("fitting layers", done, len(steps))
+            for layer, pairs in moments(
+                collector_of(self.task), self.teacher, student, wave, self.samples
+            ):
+                sparse = self.fitter.sparse(layer, pairs, patterns.get(layer.name))
+                layer.write(student, run, sparse.fit)
+                yield layer.name, sparse
+
+    # The ledger.
+
+    def _attempt(
+        self, model: Model, run: Run, patterns: Mapping[str, Pattern], done: Mapping[str, Sparse]
+    ) -> Attempt:
+        rows = [self._row(name, patterns, done) for name in self.layers]
+        zeros = sum(int((done[name].fit.rows == 0).sum()) for name in patterns if name in done)
+        share = zeros / self._total
+        told = f"{share:.1%} of {self._total:,} weights in {len(patterns)} layers"
+        told_gain = gain(self._compressed, compressed(model), self.task.options.target, self.amount)
+        notes = (told_gain, *run.journal.notes)
+        return Attempt(model, share, (*rows, *self.refused), told, notes)
+
+    @cached_property
+    def _compressed(self) -> int:
+        return compressed(self.task.model)
+
+    def _row(self, name: str, patterns: Mapping[str, Pattern], done: Mapping[str, Sparse]) -> PrunedLayer:
+        layer, sparse = self.layers[name], done.get(name)
+        if name not in patterns or sparse is None:
+            reason = "others lose less" if name in self._choices else "what it reads could not be seen"
+            return PrunedLayer(name, layer.op, TECHNIQUE, numbers_before=layer.size, reason=reason)
+        left = int((sparse.fit.rows != 0).sum())
+        return PrunedLayer(
+            name,
+            layer.op,
+            TECHNIQUE,
+            f"{left:,} of {layer.size:,} weights",
+            sparse.error,
+            layer.size,
+            layer.size,
+        )
+
+
+def _layers_of(model: Model) -> dict[str, Linear]:
+    return {one.name: one for one in linear_layers(model) if isinstance(one, Linear)}
+
+
+def _blind(layer: Linear) -> dict[float, float]:
+    """The curve of a layer of whose inputs nothing is known."""
+    return {density: max(unfitted(layer, Anywhere(density)).error, 1e-9) for density in DENSITIES}

@@ -1,0 +1,118 @@
+"""--channels: narrower layers that compute nearly the same, in one contract with all other pruning."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+import graphopt
+from tests.support import compute, serialized
+from tools import models
+
+FOLDER = models.RECIPES.parent
+CALIBRATION, TEST = str(FOLDER / "fashion_calibration.npz"), str(FOLDER / "fashion_test.npz")
+DATA = {"data": CALIBRATION, "eval": TEST, "calibration_limit": 200, "threads": 1, "measure": False}
+
+
+def redundant(width: int = 32) -> onnx.ModelProto:
+    """Two layers with a Relu between them; half of the channels between them are copies of the others."""
+    rng = np.random.default_rng(0)
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 24] x) => (float[N, 8] y)'
+        " { a = Gemm (x, w, b)  r = Relu (a)  y = Gemm (r, v, c) }"
+    )
+    w, b = rng.standard_normal((24, width // 2)), rng.standard_normal(width // 2)
+    weights = {
+        "w": np.concatenate([w, 2 * w], axis=1),
+        "b": np.concatenate([b, 2 * b]),
+        "v": rng.standard_normal((width, 8)),
+        "c": rng.standard_normal(8),
+    }
+    for name, data in weights.items():
+        proto.graph.initializer.append(numpy_helper.from_array(data.astype(np.float32), name))
+    return proto
+
+
+def samples(count: int, seed: int) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).standard_normal((count, 24)).astype(np.float32)}
+
+
+def test_channels_that_others_hold_as_well_go_without_loss() -> None:
+    proto = redundant()
+    result = graphopt.optimize(proto, channels=0.5, data=samples(400, 1), measure=False)
+    after = serialized(result.model)
+    onnx.checker.check_model(after, full_check=True)
+    shapes = {one.name: tuple(one.dims) for one in after.graph.initializer}
+    assert (24, 16) in shapes.values() and (16, 8) in shapes.values()
+    (before,), (found,) = compute(proto, samples(9, 2)), compute(after, samples(9, 2))
+    np.testing.assert_allclose(found, before, rtol=0.02, atol=0.02)
+    assert [row.kept for row in result.report.pruned if row.kept] == ["16 of 32 channels"]
+
+
+def test_without_fitting_the_same_channels_cost_more() -> None:
+    costs = {}
+    for refit in (True, False):
+        found = graphopt.optimize(
+            redundant(), channels=0.5, refit=refit, data=samples(400, 1), measure=False
+        ).report
+        assert found.accuracy is not None and found.accuracy.after.sqnr_db is not None
+        costs[refit] = found.accuracy.after.sqnr_db
+    assert costs[True] > costs[False] + 10
+
+
+@pytest.mark.parametrize("select", ["obs", "lasso", "energy", "l2", "l1"])
+def test_every_selection_removes_what_was_asked_for(select: str) -> None:
+    result = graphopt.optimize(redundant(), channels=0.25, select=select, data=samples(200, 1), measure=False)
+    assert [row.kept for row in result.report.pruned if row.kept] == ["24 of 32 channels"]
+
+
+def test_a_trained_model_at_half_the_products_keeps_its_accuracy() -> None:
+    result = graphopt.optimize(models.path("fashion_cnn"), channels=0.5, objective="macs", **DATA)
+    report = result.report
+    assert report.accuracy is not None
+    assert report.accuracy.after.metric is not None and report.accuracy.before.metric is not None
+    assert report.accuracy.after.metric > report.accuracy.before.metric - 2
+    assert report.after is not None and report.before is not None
+    assert report.after.parameters < 0.6 * report.before.parameters
+    rows = {row.name: row for row in report.pruned}
+    assert all(row.kept or row.reason for row in rows.values())
+    assert "graph output" in rows["logits"].reason
+    onnx.checker.check_model(serialized(result.model), full_check=True)
+
+
+def test_without_data_the_weights_decide_and_it_is_said() -> None:
+    report = graphopt.optimize(redundant(), channels=0.25, measure=False).report
+    assert [row.kept for row in report.pruned if row.kept] == ["24 of 32 channels"]
+    assert any("pruned without data" in note for note in report.notes)
+
+
+def test_a_budget_bounds_what_goes() -> None:
+    rng = np.random.default_rng(5)
+    report = graphopt.optimize(
+        redundant(),
+        channels="auto",
+        data={"x": rng.standard_normal((400, 24)).astype(np.float32)},
+        measure=False,
+    ).report
+    assert report.accuracy is not None and report.accuracy.achieved
+    assert report.accuracy.after.sqnr_db is not None and report.accuracy.after.sqnr_db >= 20
+    kept = [row.kept for row in report.pruned if row.kept]
+    assert kept and int(kept[0].split()[0]) <= 16
+
+
+def test_layers_that_are_named_keep_their_channels() -> None:
+    result = graphopt.optimize(redundant(), channels=0.5, keep=["Gemm"], measure=False)
+    assert not [row for row in result.report.pruned if row.kept]
+    assert any("--channels not achieved" in note for note in result.report.notes)
+
+
+def test_integers_come_behind_channels_in_one_run() -> None:
+    report = graphopt.optimize(
+        models.path("fashion_cnn"), channels=0.4, objective="macs", precision="int8", **DATA
+    ).report
+    assert any(row.kept for row in report.pruned)
+    assert any(layer.precision == "int8" for layer in report.layers)
+    assert report.accuracy is not None and report.accuracy.budget == "none"
+    assert any(note.startswith("int8, beside the pruned model: ") for note in report.notes)

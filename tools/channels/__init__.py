@@ -1,0 +1,1 @@
+"""Cuts random channels out of real models and compares with the oracle: `python -m tools.channels`."""
