@@ -10,10 +10,10 @@ from onnx import helper, numpy_helper
 
 from tools import models
 from tools.bench import pages
-from tools.bench.quantization import judge, tasks
+from tools.bench.quantization import judge, session, tasks
 from tools.bench.quantization.task import Example, Prediction
 from tools.bench.quantization.tasks import language
-from tools.bench.weights import command, contestants, peer, tables, targets
+from tools.bench.weights import contestants, peer, tables, targets
 from tools.train import text
 
 
@@ -174,7 +174,7 @@ def test_table_has_size_and_speed():
 
 def test_contestants_of_earlier_runs_are_kept():
     before, after = _facts(rtn=_entry(), ours=_entry(1)), _facts(ours=_entry(2))
-    merged = command.updated(before, after)["contestants"]
+    merged = session.updated(before, after)["contestants"]
     assert merged["graphopt int4 only"]["metric"] == 2 and "ORT RTN int4" in merged
 
 

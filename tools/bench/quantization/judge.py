@@ -85,9 +85,9 @@ def speeds(task: Task, model: Path, seconds: float) -> dict[str, Facts]:
 
 
 def prepare(request: dict[str, Any]) -> Facts:
-    """Write the calibration samples of a task into the folder `samples`; tell where its model is."""
+    """Write calibration samples, `most` or all, into the folder `samples`; tell where the model is."""
     task = tasks.load(request["prepare"])
-    calibration = task.calibration()
+    calibration = task.calibration()[: request.get("most")]
     samples.write(calibration, Path(request["samples"]))
     about = {
         "kind": task.kind,
