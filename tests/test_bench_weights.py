@@ -101,7 +101,12 @@ def test_judge_without_counted_arithmetic(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(text, "tokens", lambda split: np.arange(512 * 129) % 66)
     monkeypatch.setattr(language.Language, "model", lambda self: tmp_path / "m")
-    request = {"task": "chargpt", "samples": "none", "models": {"same": str(tmp_path / "m")}}
+    request = {
+        "task": "chargpt",
+        "model": str(tmp_path / "m"),
+        "samples": "none",
+        "models": {"same": str(tmp_path / "m")},
+    }
     facts = judge.judge(request | {"seconds": 0.02, "macs": False})
     assert facts["same"]["metric"] == facts["fp32"]["metric"] > 60
     assert "integer_macs" not in facts["same"] and set(facts["same"]["speed"]) == {

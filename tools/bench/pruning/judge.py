@@ -1,11 +1,14 @@
 """Judge pruned models: as quantized ones are, and by what is left in the file.
 
-python -m tools.bench.pruning.judge takes the requests of `tools.bench.quantization.judge`.
+python -m tools.bench.pruning.judge takes the requests of `tools.bench.quantization.judge`. The model that all
+start from, and are compared with, is what the exact passes make of the task's: they alone make some models
+several times as fast, and no pruner shall have that counted.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
@@ -20,7 +23,6 @@ from onnx import numpy_helper
 from tools.bench.conversion import blocks
 from tools.bench.judge import walk
 from tools.bench.quantization import judge as quality
-from tools.bench.quantization import tasks
 from tools.bench.roster import ORIGINAL
 
 Facts = dict[str, Any]
@@ -30,7 +32,7 @@ LEVEL = 6  # of zlib, as gzip has it by default
 def judge(request: dict[str, Any]) -> dict[str, Facts]:
     """Quality and speed of each model of the request, and what is in its file, the original's included."""
     facts = quality.judge(request | {"macs": False})
-    files = {ORIGINAL: tasks.load(request["task"]).model(), **request["models"]}
+    files = {ORIGINAL: request["model"], **request["models"]}
     sample = Path(request["samples"])
     for name in [name for name, entry in facts.items() if not entry.get("why")]:
         file = Path(files[name])
@@ -79,10 +81,19 @@ def compressed(file: Path) -> int:
     return sum(len(packer.compress(block)) for block in blocks([file])) + len(packer.flush())
 
 
+def prepare(request: dict[str, Any]) -> Facts:
+    """Write the samples, and beside their folder the model after the exact passes."""
+    about = quality.prepare(request)
+    exact = Path(request["samples"]).with_name("exact.onnx")
+    command = [sys.executable, "-m", "graphopt", "optimize", about["model"], str(exact), "--no-measure"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return about | {"model": str(exact)}
+
+
 def main() -> None:
     """Answer the request on standard input."""
     request = json.load(sys.stdin)
-    json.dump(quality.prepare(request) if "prepare" in request else judge(request), sys.stdout)
+    json.dump(prepare(request) if "prepare" in request else judge(request), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """onnxsim's pruner: simplify, prune on the samples and, where channels went, refit what is left.
 
-The model is folded first as for the quantizers, since unfolded constants hide its chains of layers, and
-simplified once more at the end, since magnitude pruning leaves the old weights in the file.
+The result is simplified, too, since magnitude pruning leaves the old weights in the file.
 
 python -m tools.bench.pruning.peer MODEL SAMPLES RESULT METHOD RATIO, where RATIO is a share, or 2:4.
 """
@@ -16,7 +15,7 @@ from typing import Any
 import onnx
 import onnxsim
 
-from tools.bench.quantization import peer_model, samples
+from tools.bench.quantization import samples
 
 Feeds = list[dict[str, Any]]
 Prune = Callable[[onnx.ModelProto, Feeds, dict[str, Any]], onnx.ModelProto]
@@ -77,7 +76,7 @@ def main() -> None:
     """Prune one model."""
     source, folder, result = map(Path, sys.argv[1:4])
     method, ratio = sys.argv[4:6]
-    model, _ = onnxsim.simplify(peer_model.fold(onnx.load(source)))
+    model, _ = onnxsim.simplify(onnx.load(source))
     pruned = METHODS[method](model, list(samples.read(folder)), amount(ratio))
     simplified, _ = onnxsim.simplify(pruned)
     onnx.checker.check_model(simplified, full_check=True)

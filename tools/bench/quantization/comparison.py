@@ -67,6 +67,7 @@ def compare(task: str, plan: Plan) -> Facts:
     results = {name: str(folder / file_name(name)) for name, facts in quantized.items() if not facts["why"]}
     request = {
         "task": task,
+        "model": about["model"],
         "samples": str(samples),
         "models": results,
         "seconds": plan.seconds,
