@@ -1,9 +1,9 @@
 """What pruning with training reaches: the committed CNN in Keras, then with half of its weights trained away.
 
 python -m tools.train.tfmot OUT trains the CNN as `tools.train` does, then as long again: as it is, and under
-TensorFlow's Model Optimization Toolkit, which keeps half of the weights of each layer at zero; with Adam as the
-toolkit's guide has it, and with the first training's rates once more. All are written to the folder OUT with
-tf2onnx, taking [batch, 1, 28, 28], and judged in ONNX Runtime on the 10,000 test images.
+TensorFlow's Model Optimization Toolkit, which keeps half of the weights of each layer at zero; with Adam as
+the toolkit's guide has it, and with the first training's rates once more. All are written to the folder OUT
+with tf2onnx, taking [batch, 1, 28, 28], and judged in ONNX Runtime on the 10,000 test images.
 
     pip install tensorflow tf-keras tensorflow-model-optimization tf2onnx onnxruntime
 

@@ -1,7 +1,8 @@
 """Judge the quantized models of one task against fp32: `python -m tools.bench.quantization.judge`.
 
 Reads {"task", "model", "samples", "models": {contestant: path}, "seconds", "macs"} from standard input,
-prints {contestant: facts} with fp32, the model, as the contestant `fp32`. Without "macs", integer arithmetic is not counted.
+prints {contestant: facts} with the model itself as the contestant `fp32`. Without "macs", integer arithmetic
+is not counted.
 """
 
 from __future__ import annotations
