@@ -1,6 +1,8 @@
 """The comparison of pruning: cuts, what is left in a file, who is compared with whom, goals and tables."""
 
 import math
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tools import models
-from tools.bench import pages
-from tools.bench.pruning import command, contestants, goals, judge, tables, targets
+from tools.bench import descendants, pages
+from tools.bench.pruning import command, contestants, goals, judge, memory, tables, targets
 from tools.bench.quantization import tasks
 from tools.bench.quantization.task import Example, Task
 
@@ -237,5 +239,38 @@ def test_table_of_a_task():
     assert "### Beside the peer" in text and "### The floor" not in text
 
 
-def test_documentation_has_the_markers():
-    assert pages.replaced(pages.DOCS.read_text(), "pruning", "new text").count("new text") == 1
+@pytest.mark.parametrize("part", ["pruning", memory.PART])
+def test_documentation_has_the_markers(part):
+    assert pages.replaced(pages.DOCS.read_text(), part, "new text").count("new text") == 1
+
+
+def test_contestants_of_the_memory_table_exist():
+    assert set(memory.NAMES) <= set(contestants.ROSTER.names)
+
+
+def test_memory_is_of_all_descendants_and_shared_pages_count_once():
+    """A process holds 80 MB and forks one that holds the same pages and 40 MB of its own."""
+    child = "b = bytearray(40_000_000); b[::4096] = b'x' * len(b[::4096])"
+    source = f"""
+import os, sys
+a = bytearray(80_000_000); a[::4096] = b'x' * len(a[::4096])
+if os.fork() == 0:
+    {child}
+    os.write(1, b'ready')
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.read(5) == b"ready"
+        found = descendants.memory(os.getpid())
+        process.communicate()
+    assert 120e6 < found < 180e6  # each as its own would be 200 MB and two interpreters
+
+
+def test_peak_outlives_the_process_that_had_it():
+    source = "import time; b = bytearray(60_000_000); b[::4096] = b'x' * len(b[::4096]); time.sleep(1)"
+    with descendants.peak() as peak:
+        subprocess.run([sys.executable, "-c", source], check=True)
+    assert peak.bytes > 60e6
+    assert descendants.proportional(2**22 + 1) == 0  # no such process
