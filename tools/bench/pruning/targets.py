@@ -2,7 +2,7 @@
 
 It loses less of the metric or has a higher SQNR and, where channels go, is faster at every workload. Compared
 are only peers that cut as deep: what leaves a model nearly as it was loses nothing. Depth is the share of
-weights that are gone or zero, or of multiply-accumulates where channels go.
+weights that are zero, and where channels go that of multiply-accumulates that are gone.
 """
 
 from __future__ import annotations
@@ -43,30 +43,31 @@ def line(task: str, cut: str, entries: dict[str, Facts]) -> list[str]:
     fastest = max((min(speeds(one)) for one in rivals), default=0.0)
     closer = drop(entry, entries) < best_drop or decibels(entry) > best_sqnr
     faster = not CUTS[cut].promises_speed or outruns(entry, rivals)
-    deepest = max((depth(one, entries) for one in rivals), default=0.0)
+    deepest = max((depth(cut, one, entries) for one in rivals), default=0.0)
     return [
         task,
         cut,
-        pair(100 * depth(entry, entries), 100 * deepest, ".0f", rivals),
+        pair(100 * depth(cut, entry, entries), 100 * deepest, ".0f", rivals),
         pair(drop(entry, entries), best_drop, ".2f", rivals),
         pair(decibels(entry), best_sqnr, ".1f", rivals),
         pair(min(speeds(entry)), fastest, ".2f", rivals),
-        word(closer and faster, entry, rivals, entries),
+        word(closer and faster, deepest - depth(cut, entry, entries), rivals),
     ]
 
 
 def as_deep(cut: str, entries: dict[str, Facts]) -> list[Facts]:
     """The peers' results that cut as deep as graphopt's."""
-    least = depth(entries[ours(cut)], entries) - SHALLOWER
+    least = depth(cut, entries[ours(cut)], entries) - SHALLOWER
     found = [entries[name] for name in peers(cut) if runs(entries.get(name, {}))]
-    return [one for one in found if depth(one, entries) >= least]
+    return [one for one in found if depth(cut, one, entries) >= least]
 
 
-def depth(entry: Facts, entries: dict[str, Facts]) -> float:
-    """Share of what was there that is gone: of multiply-accumulates if any are, else of weights."""
+def depth(cut: str, entry: Facts, entries: dict[str, Facts]) -> float:
+    """Share of the original that is gone: of multiply-accumulates where channels go, else of weights."""
     before = entries[ORIGINAL]
-    arithmetic = 1 - entry["macs"] / before["macs"] if entry["macs"] and before["macs"] else 0.0
-    return max(arithmetic, 1 - (entry["weights"] - entry["zeros"]) / before["weights"])
+    if CUTS[cut].promises_speed:
+        return 1 - entry["macs"] / before["macs"] if entry["macs"] and before["macs"] else 0.0
+    return float(1 - (entry["weights"] - entry["zeros"]) / before["weights"])
 
 
 def drop(entry: Facts, entries: dict[str, Facts]) -> float:
@@ -97,11 +98,11 @@ def pair(mine: float, theirs: float, form: str, rivals: list[Facts]) -> str:
     return f"{mine:{form}} ({theirs:{form}})" if rivals else f"{mine:{form}}"
 
 
-def word(better: bool, entry: Facts, rivals: list[Facts], entries: dict[str, Facts]) -> str:
-    """Yes or no; no peer may cut as deep, or one much deeper."""
+def word(better: bool, deeper: float, rivals: list[Facts]) -> str:
+    """Yes or no; or no peer cuts as deep, or one by so much deeper that the cuts do not compare."""
     if not rivals:
         return "no peer cuts as deep"
-    if max(depth(one, entries) for one in rivals) > depth(entry, entries) + SHALLOWER:
+    if deeper > SHALLOWER:
         return "cuts less"
     return "yes" if better else "no"
 
