@@ -5,7 +5,9 @@ of all samples, r being the original's. Outputs of different size weigh the same
 that of the mean of their noise-to-signal ratios.
 
 A single sample on which a decision flips can have more noise than all others together. So searches compare
-models by the mean over samples of the SQNR in dB, which such a sample moves by its share only.
+models by the mean over samples of −10 log₁₀(1/SQNR + ε), which such a sample moves by its share only. No
+decision depends on ε: it keeps samples that are all but equal, as they are where scores saturate, from
+outweighing those in doubt.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from graphopt.proof.classes import are_classes, class_axis
 from graphopt.proof.tolerance import differing, distances, leaves, numbers
 from graphopt.runtime.values import FLOATING, Tensor, Value
 
-# Where a sample's SQNR no longer says more: equal to float32's rounding, or nothing is right.
-_TYPICAL = (-20.0, 140.0)
+# The noise over signal that decides nothing, 60 dB; and the worst that counts.
+NEGLIGIBLE = 1e-6
+_HOPELESS = 100.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Score:
         rows: how many labels the metric is a mean over; None if it is not.
         lost: labels that the original gets right and this model does not; None if they are no classes.
         gained: labels that this model gets right and the original does not.
-        typical_db: mean over samples of the SQNR of each; None if no output is floating.
+        typical_db: mean over samples, see the module; at most 60, None if no output is floating.
     """
 
     samples: int
@@ -96,7 +99,7 @@ class Tally:
                 ratio = self._sums.setdefault(leaf, _Sum()).add(leaf, tensor, other.get(leaf))
                 ratios += [] if ratio is None else [ratio]
         if ratios:
-            self._typical += float(np.clip(_decibels(sum(ratios) / len(ratios)), *_TYPICAL))
+            self._typical += _decibels(min(sum(ratios) / len(ratios) + NEGLIGIBLE, _HOPELESS))
             self._typical_of += 1
         if ratios and (self._worst is None or max(ratios) > self._worst[0]):
             self._worst = max(ratios), self.samples

@@ -85,6 +85,51 @@ def residual() -> nn.Module:
     )
 
 
+class Basic(nn.Module):
+    """Two 3×3 convolutions beside a shortcut, each with batch normalization (He et al., 2016)."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = convolution(width_in, width, 3, stride)
+        self.second = convolution(width, width, 3)
+        same = width_in == width and stride == 1
+        self.shortcut = nn.Identity() if same else convolution(width_in, width, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, width_in, h, w] to [batch, width, h / stride, w / stride]."""
+        inner = self.second(torch.relu(self.first(x)))
+        return torch.relu(inner + self.shortcut(x))
+
+
+def resnet() -> nn.Module:
+    """A ResNet of three basic blocks, whose convolutions hold nearly all of its weights."""
+    return nn.Sequential(
+        convolution(1, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        Basic(16, 16, stride=1),
+        Basic(16, 32, stride=2),
+        Basic(32, 64, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+class Recurrent(nn.Module):
+    """An LSTM that reads an image row by row; its last state is classified."""
+
+    def __init__(self, width: int = 96) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(28, width, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to logits."""
+        states, _ = self.lstm(x.squeeze(1))
+        return self.head(states[:, -1])  # type: ignore[no-any-return]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 

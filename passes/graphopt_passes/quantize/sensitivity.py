@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from graphopt.precision import Task
-from graphopt.proof.accuracy import Score
+from graphopt.proof.accuracy import NEGLIGIBLE, Score
 from graphopt.proof.evaluation import HeldOut
 from graphopt_passes.quantize.draft import Draft
 
@@ -48,7 +48,7 @@ def noise(score: Score) -> float:
     """Noise power over signal power of a typical sample."""
     if score.typical_db is None:
         return _NOISE_OF_NOTHING
-    return float(max(10 ** (-score.typical_db / 10), _NOISE_OF_NOTHING))
+    return float(max(10 ** (-score.typical_db / 10) - NEGLIGIBLE, _NOISE_OF_NOTHING))
 
 
 def decibels(power: float) -> float:
