@@ -24,6 +24,7 @@ from graphopt_passes.prune.allocation import Choice, allocate
 from graphopt_passes.prune.costs import Costs, Times
 from graphopt_passes.prune.cutting import cut
 from graphopt_passes.prune.footprints import Footprint, left
+from graphopt_passes.prune.kernel_blocks import block
 from graphopt_passes.prune.network import Network
 from graphopt_passes.prune.orders import Orders
 from graphopt_passes.prune.search import Attempt, searched
@@ -65,6 +66,12 @@ class _Stage:
         return Costs(self.task)
 
     @cached_property
+    def block(self) -> int | None:
+        """What Conv kernels compute at a time, if time counts."""
+        counts = self.task.measured and self.task.options.objective == "latency"
+        return block(self.task) if counts else None
+
+    @cached_property
     def footprints(self) -> dict[str, Footprint]:
         return {name: Footprint.of(group) for name, group in self.groups.items()}
 
@@ -74,7 +81,7 @@ class _Stage:
     def choices(self) -> dict[str, list[Choice[int]]]:
         """What each group that may still be narrower can become, as a number of units."""
         return {
-            name: [self._choice(name, count) for count in widths(group)]
+            name: [self._choice(name, count) for count in widths(group, self.block)]
             for name, group in self.groups.items()
             if name not in self.stays
         }
