@@ -119,7 +119,27 @@ class _Stage:
                 best, high = counts, middle
             else:
                 low = middle
-        return best
+        return self._relaxed(best, share)
+
+    def _relaxed(self, counts: Counts, share: float) -> Counts:
+        """The same with groups made wider again, as long as the share is removed: always the noisiest step.
+
+        Widths are coarse, so that the greedy path may end well beyond what was asked for.
+        """
+        while True:
+            wider = [found for name in counts if self._removed(found := self._wider(counts, name)) >= share]
+            if not wider:
+                return counts
+            counts = min(wider, key=self._noise)
+
+    def _wider(self, counts: Counts, name: str) -> Counts:
+        """With the next width of a group, or all of it."""
+        more = [one for one in widths(self.groups[name], self.block) if one > counts[name]]
+        rest = {other: count for other, count in counts.items() if other != name}
+        return {**rest, name: more[0]} if more else rest
+
+    def _noise(self, counts: Counts) -> float:
+        return sum(self.known.noise(name, self.groups[name].width - one) for name, one in counts.items())
 
     def make(self, share: float) -> Attempt:
         """Remove so large a share of the channels, or the most that can be; less if some gain nothing."""
