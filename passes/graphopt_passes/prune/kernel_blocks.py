@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.model import Model
 from graphopt.precision import Task
+from graphopt.runtime.values import Tensor
 from graphopt.runtime.worker import Worker
 from graphopt.target import Target
 
@@ -43,7 +44,7 @@ def _seconds(worker: Worker, target: Target) -> list[float]:
     with ExitStack() as stack:
         paths = [stack.enter_context(worker.pool.written(_convs(width))) for width in _WIDTHS]
         sessions = [stack.enter_context(worker.opened(path, target, 1)) for path in paths]
-        times = worker.time(sessions, {"x": np.zeros(_INPUT, np.float32)}, _ROUNDS, _BUDGET_S)
+        times = worker.time(sessions, {"x": Tensor.of(np.zeros(_INPUT, np.float32))}, _ROUNDS, _BUDGET_S)
     return [min(one) for one in times]
 
 
