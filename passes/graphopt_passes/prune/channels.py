@@ -191,7 +191,7 @@ class _Stage:
             name,
             group.producers[0].port.node.op_type if group.producers[0].port is not None else "",
             TECHNIQUE,
-            f"{count} of {group.width} channels",
+            f"{count} of {group.width} {_units(group)}",
             float(self.known.orders[name].lost[group.width - count]),
             sum(before.numbers.get(node, 0) for node in nodes),
             sum(numbers.get(node, 0) for node in nodes),
@@ -212,6 +212,12 @@ class _Stage:
             op = node.op_type if node is not None else ""
             told = f"{frozen.width} channels: {frozen.reason}"
             yield PrunedLayer(frozen.value.name or "", op, TECHNIQUE, reason=told)
+
+
+def _units(group: Group) -> str:
+    """What a group's units are."""
+    size = int((group.producers[0].units >= 0).sum()) // group.width
+    return "channels" if size == 1 else f"units of {size} channels"
 
 
 def _numbers(model: Model) -> dict[str, int]:
