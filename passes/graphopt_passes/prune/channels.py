@@ -185,7 +185,7 @@ class _Stage:
         macs: Mapping[str, int],
         times: Times | None,
     ) -> PrunedLayer:
-        group, nodes = self.groups[name], self.footprints[name].nodes
+        group, nodes = self.groups[name], list(self.footprints[name].made)  # each is of one group
         before = self.costs
         return PrunedLayer(
             name,
