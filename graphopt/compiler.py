@@ -134,7 +134,8 @@ class Compiler:
         name = str(self.original.path or type(self.source).__name__)
         output = str(self.output) if self.output is not None else None
         report = Report(name, output, str(self.pipeline), self.target.name)
-        report.before, report.precision = Stats.of(self.original), self.options.precision
+        report.before = Stats.of(self.original)
+        report.precision, report.store = self.options.precision, self.options.store
         return report
 
     def _observers(self) -> list[Observer]:

@@ -220,3 +220,12 @@ def test_what_chooses_ranges_is_refused(tmp_path: Path) -> None:
         lowered(models.path("fashion_mlp"), ranges="kl")
     with pytest.raises(UsageError, match="--save-calibration: bf16 chooses no ranges"):
         lowered(models.path("fashion_mlp"), "bf16", save_calibration=tmp_path / "c.json")
+
+
+def test_casts_of_what_callers_may_override_are_named() -> None:
+    text = "g (float[N,64] x, float[64,64] w) => (float[N,64] y) { y = MatMul(x, w) }"
+    weight = (np.random.default_rng(0).standard_normal((64, 64)) / 8).astype(np.float32)
+    notes = lowered(kit.model(text, w=weight)).report.notes
+    assert any(note.startswith("1 of these convert weights that callers may override") for note in notes)
+    frozen = lowered(kit.model(text, w=weight), freeze_initializers=True).report.notes
+    assert not any("callers may override" in note for note in frozen)

@@ -115,7 +115,7 @@ def test_where_no_choice_keeps_the_budget_the_model_stays_as_it_is() -> None:
 
 def test_a_model_without_weights_stays_as_it_is() -> None:
     result = lowered(build("g (float[M, 4] x) => (float[M, 4] y) { y = Relu (x) }"))
-    assert any("there is no weight" in note for note in result.report.notes)
+    assert any("there is no float32 weight" in note for note in result.report.notes)
 
 
 def test_weights_with_nan_are_left_out() -> None:
@@ -244,3 +244,30 @@ def test_weights_that_sum_up_single_numbers_stay() -> None:
 def test_there_may_be_nothing_left_to_store() -> None:
     result = lowered(models.path("fashion_mlp"), "fp16", target="cuda", store="fp16", strict=True)
     assert any("no float32 weight is left" in note for note in result.report.notes)
+
+
+NOT_FLOAT = {
+    "overridable": (
+        "g (float[M, 64] x, float[64, 64] w) => (float[M, 64] y) { y = MatMul (x, w) }",
+        normal(64, 64),
+        "callers may override it; if none does, use --freeze-initializers",
+    ),
+    "float16": (
+        "g (float16[M, 64] x) => (float16[M, 64] y) { y = MatMul (x, w) }",
+        normal(64, 64).astype(np.float16),
+        "it is float16 already",
+    ),
+    "int8": (
+        "g (uint8[M, 64] x) => (int32[M, 64] y) { y = MatMulInteger (x, w) }",
+        RNG.integers(-128, 127, (64, 64), np.int8),
+        "it is int8 already",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FLOAT)
+def test_a_weight_that_is_no_constant_of_floats_has_its_own_reason(case: str) -> None:
+    text, w, reason = NOT_FLOAT[case]
+    report = lowered(build(text, w=w)).report
+    assert [(one.name, one.precision, one.reason) for one in report.layers] == [("w", "float32", reason)]
+    assert any(f"1x {reason}" in note for note in report.notes)

@@ -175,6 +175,11 @@ class _Search:
             self.notes.append(f"{self.half} was checked and judged on the CPU: whether it pays is not known")
         self.notes += [told for told in self._interface[1:] if told]
         self.notes.append(f"{halved.casts} Casts between float and {self.half}")
+        if converted := _converted_inputs(model):
+            self.notes.append(
+                f"{converted:,} of these convert weights that callers may override, in each run: if nobody"
+                " does, use --freeze-initializers"
+            )
         if self.task.division.calibration.is_synthetic:
             self.notes.append("ranges are those of drawn samples: give real ones with --data")
         self.notes += [note for note in run.journal.notes if not note.startswith(("opset", "IR version"))]
@@ -218,3 +223,9 @@ class _Search:
 
     def _findings(self, halved: Halved) -> Findings:
         return Findings(self.model.ir, self.half, halved.able, self.reasons, self.noises)
+
+
+def _converted_inputs(model: Model) -> int:
+    """How many Casts read weights that callers may override."""
+    values = [value for value in model.ir.graph.initializers.values() if value.is_graph_input()]
+    return sum(g.is_op(use.node, "Cast") for value in values for use in value.uses())

@@ -21,8 +21,10 @@ from graphopt.report import LayerReport
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import decibels, noise, sensitivities
 from graphopt_passes.weights.build import Builder, Site
+from graphopt_passes.weights.constants import summed_up
 from graphopt_passes.weights.forms import Packed
 from graphopt_passes.weights.judging import Verdict, judged, slower
+from graphopt_passes.weights.places import LEAST
 from graphopt_passes.weights.rounds import Rounder
 from graphopt_passes.weights.speed import Names, fastest
 
@@ -72,7 +74,9 @@ class _Search:
     def _nothing(self) -> str:
         if self.builder.nibbles:
             return f"weights of 4 bits that no kernel reads need opset 21, and {self.builder.nibbles}"
-        return "there is no weight of 2,048 numbers and more that products are summed up with"
+        nothing = f"there is no float32 weight of {LEAST:,} numbers and more that products are summed up with"
+        why = summed_up(self.refusals.values())
+        return f"{nothing}: {why}" if why else nothing
 
     @property
     def _wanted(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import graph as g
+from graphopt.errors import UsageError
 from graphopt.footprint import header_bytes
 from graphopt.legacy import as_ir4
 from graphopt.pipeline import Pass, Run
@@ -27,7 +28,7 @@ from graphopt.report import LayerReport
 from graphopt.storage.weights import slices
 from graphopt_passes.exact.fold_constants import WIDENED
 from graphopt_passes.exact.raise_opset import raised
-from graphopt_passes.weights.constants import Front, Weight, replace, weights
+from graphopt_passes.weights.constants import OVERRIDABLE, Front, Weight, overridable, replace, weights
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -71,17 +72,22 @@ class StoreHalf(Pass):
 
     Attributes:
         type: ``fp16`` or ``bf16``.
+
+    Raises:
+        UsageError: there is no such type.
     """
 
     name: ClassVar[str] = RULE
     exact: ClassVar[bool] = False
     type: str = "fp16"
 
+    def __post_init__(self) -> None:
+        if self.type not in HALVES:
+            known = " and ".join(HALVES)
+            raise UsageError(f"pass '{RULE}' has no type '{self.type}'; its types are {known}")
+
     def apply(self, model: Model, run: Run) -> bool:
         """Store what can be; refusals go to the journal."""
-        if self.type not in HALVES:
-            run.journal.refuse(RULE, "the model", f"there is no type '{self.type}', only fp16 and bf16")
-            return False
         revision = run.journal.revision
         store(model, run, HALVES[self.type])
         return run.journal.revision > revision
@@ -104,6 +110,7 @@ def store(model: Model, run: Run, half: Half) -> list[LayerReport]:
         return []
     with as_ir4(model, run.journal):
         found = [_store(weight, model, run, half) for weight in list(weights(model))]
+        found += [_kept(weight, OVERRIDABLE, run) for weight in overridable(model) if _is_worth_it(weight)]
     return [report for report in found if report is not None]
 
 
@@ -119,8 +126,8 @@ def _opset(model: Model, run: Run, half: Half) -> str | None:
 
 def _store(weight: Weight, model: Model, run: Run, half: Half) -> LayerReport | None:
     """Store one weight; ``None`` if it is too small to be spoken of."""
-    if weight.tensor.nbytes <= WIDENED or _saved(weight) <= 0:
-        return None  # folding constants would widen it again, or its Cast takes more than it saves
+    if not _is_worth_it(weight):
+        return None
     if any(run.keeps(node) for node in weight.readers):
         return _kept(weight, "it is to be kept (--keep)", run)
     rounded = np.empty(weight.tensor.shape.numpy(), half.numpy)
@@ -139,6 +146,11 @@ def _store(weight: Weight, model: Model, run: Run, half: Half) -> LayerReport | 
     narrow = front.constant(ir.Tensor(rounded, half.dtype), f"{weight.name}_{suffix}")
     replace(weight, front.node("Cast", narrow, to=int(ir.DataType.FLOAT)), model, run)
     return report
+
+
+def _is_worth_it(weight: Weight) -> bool:
+    """Whether folding constants does not widen it again, and its Cast takes less than it saves."""
+    return weight.tensor.nbytes > WIDENED and _saved(weight) > 0
 
 
 def _saved(weight: Weight) -> int:
