@@ -180,7 +180,28 @@ class Compiler:
         )
 
     def _check(self, candidate: Candidate) -> Verdict:
+        if found := self._contradiction(candidate):
+            return found
         return self._verifier.check(self.candidates.stage(candidate))
+
+    def _contradiction(self, candidate: Candidate) -> Verdict | None:
+        """A failure if onnx infers what the candidate contradicts, and the original does not; else None."""
+        from graphopt.proof.inference import contradiction
+        from graphopt.proof.verify import Verdict
+
+        wrong = contradiction(candidate.model)
+        if not wrong or self._contradicts_itself:
+            return None
+        return Verdict(False, "failed", f"onnx infers otherwise than the model states: {wrong}")
+
+    @cached_property
+    def _contradicts_itself(self) -> str:
+        """What onnx finds wrong in the original, which the result need not mend; empty if nothing."""
+        from graphopt.proof.inference import contradiction
+
+        if found := contradiction(self.original):
+            self.report.notes.append(f"onnx infers otherwise than the original itself states: {found}")
+        return found
 
     def _settle(self, candidate: Candidate) -> Candidate:
         """Leave out guilty rewrites one by one, until what is left is verified."""

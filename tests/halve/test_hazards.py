@@ -55,6 +55,15 @@ def test_a_norm_that_is_spelled_out_is_kept_without_any_samples(worker: Worker) 
     assert kept(norm(), worker, half="bfloat16") == {}  # its squares overflow no sooner than float's
 
 
+@pytest.mark.parametrize(("scale", "is_kept"), [(1.0, False), (20.0, False), (70.0, True), (0.01, True)])
+def test_a_norm_whose_squares_keep_clear_of_both_ends_may_be_half(
+    scale: float, is_kept: bool, worker: Worker
+) -> None:
+    rows = np.linspace(-2, 2, 128, dtype=np.float32).reshape(64, 2).T  # squares up to 4, their mean above 1
+    found = kept(norm(), worker, {"x": np.ascontiguousarray(rows) * np.float32(scale)})
+    assert ("s" in found) is is_kept and ("q" in found) is is_kept
+
+
 def test_a_root_mean_square_that_multiplies(worker: Worker) -> None:
     proto = kit.model(
         """g (float[2,64] x) => (float[2,64] y) {

@@ -21,7 +21,7 @@ from graphopt.runtime.accumulators import Extent, Extremes
 from graphopt.shapes.inference import Shapes
 from graphopt_passes.halve.islands import mixed, quantized, shape_arithmetic
 from graphopt_passes.halve.limits import Limits, limits
-from graphopt_passes.halve.norms import norms, with_readers
+from graphopt_passes.halve.norms import Norm, norms, with_readers
 from graphopt_passes.halve.signatures import TENSOR
 from graphopt_passes.halve.types import Types
 
@@ -193,9 +193,26 @@ def _angles(seen: _Seen) -> Reasons:
 
 
 def _norms(seen: _Seen) -> Reasons:
-    """Squares overflow above 256, and vanish below 0.0002."""
-    if seen.limits.name == "float16":
-        yield from ((node, "it is part of a normalization that is spelled out") for node in norms(seen.model))
+    """Squares overflow above 256, and lose digits below 0.008; numbers may be twice or half as large.
+
+    max x² · 4 ≤ largest,    min mean(x²) / 4 ≥ least
+    """
+    if seen.limits.name != "float16":
+        return
+    for norm in norms(seen.model):
+        if not _is_mild(seen, norm):
+            told = "it is part of a normalization that is spelled out"
+            yield from ((node, told) for node in norm.nodes())
+
+
+def _is_mild(seen: _Seen, norm: Norm) -> bool:
+    """Whether samples show that a norm's squares and their mean keep clear of both ends."""
+    square = seen.statistics.get(norm.square.outputs[0].name or "", Extent())
+    mean = seen.statistics.get(norm.mean.outputs[0].name or "", Extent())
+    if square is None or mean is None or not (square.count and mean.count):
+        return False
+    room = HEADROOM**2
+    return _reach(square) * room <= seen.limits.largest and float(mean.low[0]) >= seen.limits.least * room
 
 
 def _quantized(seen: _Seen) -> Reasons:

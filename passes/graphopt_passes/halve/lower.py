@@ -16,12 +16,13 @@ from graphopt.errors import DataError, WorkerError
 from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import Outcome, Task, Trial
+from graphopt.proof.inference import infers
 from graphopt.target import REFERENCE
 from graphopt_passes.halve.convert import Halved
 from graphopt_passes.halve.hazards import beyond, hazards, requests, sizes
 from graphopt_passes.halve.layer_report import Findings
 from graphopt_passes.halve.masks import soften
-from graphopt_passes.halve.opset import infers, raise_for
+from graphopt_passes.halve.opset import raise_for
 from graphopt_passes.halve.search import Names, rank, regions, smallest
 from graphopt_passes.halve.trials import Judged, Trials
 from graphopt_passes.quantize.draft import macs_share

@@ -8,6 +8,7 @@ Squares overflow float16 from 256 on; the quotient of an infinite root is 0, so 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,14 +20,31 @@ _ON_THE_WAY = ("Sqrt", "Pow", "Reciprocal")
 _WITH_A_CONSTANT = ("Add", "Max", "Clip")  # epsilons
 
 
-def norms(model: ir.Model) -> Iterator[ir.Node]:
-    """The nodes from the squares to the division."""
+@dataclass(frozen=True)
+class Norm:
+    """A normalization.
+
+    Attributes:
+        square: the node that squares.
+        mean: the node that takes the mean.
+    """
+
+    square: ir.Node
+    mean: ir.Node
+
+    def nodes(self) -> Iterator[ir.Node]:
+        """The nodes from the squares to the division."""
+        yield self.square
+        yield from with_readers(self.mean)
+
+
+def norms(model: ir.Model) -> Iterator[Norm]:
+    """All that are spelled out."""
     for node in g.nodes(model):
         if g.is_op(node, *_MEANS) and node.inputs[0] is not None:
             square = node.inputs[0].producer()
             if square is not None and _is_square(square):
-                yield square
-                yield from with_readers(node)
+                yield Norm(square, node)
 
 
 def with_readers(node: ir.Node) -> Iterator[ir.Node]:

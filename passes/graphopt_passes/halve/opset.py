@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.errors import WorkerError
 from graphopt.pipeline import Run
+from graphopt.proof.inference import infers
 from graphopt.target import REFERENCE
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.halve.signatures import may_be
@@ -45,15 +46,6 @@ def _is_sound(trial: Model, run: Run, model: Model) -> bool:
         if not infers(trial):
             return False
     return _loads(trial, run) or not _loads(model, run)
-
-
-def infers(model: Model) -> bool:
-    """Whether onnx infers all types and shapes without a contradiction."""
-    try:
-        onnx.shape_inference.infer_shapes(model.skeleton(), check_type=True, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError:
-        return False
-    return True
 
 
 def _loads(model: Model, run: Run) -> bool:
