@@ -246,7 +246,7 @@ def test_lower_precision_is_not_judged_where_the_original_cannot_run(how):
 
 
 def wrongly_stated(known: bool) -> onnx.ModelProto:
-    """y has three dims, and two are stated; onnx does not see it unless the target of the Reshape is known."""
+    """y has three dims, and two are stated; onnx sees it only if the target of the Reshape is known."""
     return parse(
         "g (float[n,4] x) => (float[n,d] y)"
         " <int64[1] zero = {0}, int64[1] one = {1}, int64[1] four = {4}, int64[3] t = {1, -1, 4}> {"

@@ -19,6 +19,7 @@ from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.runtime.accumulators import Extent, Extremes
 from graphopt.shapes.inference import Shapes
+from graphopt.target import CPU
 from graphopt_passes.halve.islands import mixed, quantized, shape_arithmetic
 from graphopt_passes.halve.limits import Limits, limits
 from graphopt_passes.halve.norms import Norm, norms, with_readers
@@ -37,6 +38,7 @@ _SUMS = (
     "ReduceLogSum",
     "ReduceLogSumExp",
 )
+_SCALE = 2.0**-9  # relative error of a rounded scale
 _ANGLE = 8.0
 _DIVIDES = ("Div", "Reciprocal", "Log", "Pow")
 
@@ -62,11 +64,11 @@ def hazards(model: Model, run: Run, half: str, statistics: Statistics) -> dict[s
 
     Args:
         model: the float model; not changed.
-        run: knows its shapes.
+        run: knows its shapes, and what the result is for.
         half: ``float16`` or ``bfloat16``.
         statistics: of ``requests``; values that are missing there count as harmless.
     """
-    seen = _Seen(model.ir, limits(half), statistics, run.shapes(model), Types(model.ir))
+    seen = _Seen(run.target.name, model.ir, limits(half), statistics, run.shapes(model), Types(model.ir))
     found: dict[str, str] = {}
     for rule in _RULES:
         for node, reason in rule(seen):
@@ -78,6 +80,7 @@ def hazards(model: Model, run: Run, half: str, statistics: Statistics) -> dict[s
 class _Seen:
     """What the rules look at."""
 
+    target: str
     model: ir.Model
     limits: Limits
     statistics: Statistics
@@ -216,7 +219,16 @@ def _is_mild(seen: _Seen, norm: Norm) -> bool:
 
 
 def _quantized(seen: _Seen) -> Reasons:
-    yield from ((node, "it is quantized") for node in quantized(seen.model))
+    """CPUs make integer kernels of what lies between; GPUs compute it as it is written, on halves too."""
+    yield from ((node, "it is quantized") for node in quantized(seen.model) if seen.target == CPU.name)
+
+
+def _scales(seen: _Seen) -> Reasons:
+    """|s − half(s)| ≤ 2⁻⁹·|s| for the scales of integers: half a step of the largest of 256 levels."""
+    for node in g.nodes(seen.model):
+        scale = g.array(node.inputs[1]) if g.is_op(node, "QuantizeLinear", "DequantizeLinear") else None
+        if scale is not None and (np.abs(scale - seen.limits.rounded(scale)) > _SCALE * np.abs(scale)).any():
+            yield node, f"its scale of {np.abs(scale).min():.3g} has few digits in {seen.limits.name}"
 
 
 def _mixed(seen: _Seen) -> Reasons:
@@ -230,6 +242,7 @@ def _shape_arithmetic(seen: _Seen) -> Reasons:
 
 _RULES: tuple[Callable[[_Seen], Reasons], ...] = (
     _quantized,
+    _scales,
     _mixed,
     _shape_arithmetic,
     _norms,

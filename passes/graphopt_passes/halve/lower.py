@@ -18,6 +18,7 @@ from graphopt.model import Model
 from graphopt.precision import Outcome, Task, Trial
 from graphopt.proof.inference import infers
 from graphopt.target import REFERENCE
+from graphopt_passes.halve.biases import dequantize_biases
 from graphopt_passes.halve.convert import Halved
 from graphopt_passes.halve.hazards import beyond, hazards, requests, sizes
 from graphopt_passes.halve.layer_report import Findings
@@ -64,6 +65,8 @@ class _Search:
         self.model = self.task.model.clone()
         to_ir4(self.model)
         raise_for(self.model, self.task.new_run(), self.half)
+        if not on_cpu:
+            dequantize_biases(self.model, self.task.new_run())
         try:
             self._find_hazards()
         except DataError as error:

@@ -48,12 +48,12 @@ def norms(model: ir.Model) -> Iterator[Norm]:
 
 
 def with_readers(node: ir.Node) -> Iterator[ir.Node]:
-    """A node and what is done with its result until it divides or multiplies something."""
+    """A node and what is done with its result until it divides or multiplies something; a logarithm, too."""
     yield node
     for use in (use for value in node.outputs for use in value.uses()):
         if _is_on_the_way(use.node):
             yield from with_readers(use.node)
-        elif g.is_op(use.node, "Div", "Mul"):
+        elif g.is_op(use.node, "Div", "Mul", "Log"):
             yield use.node
 
 

@@ -24,16 +24,14 @@ _HALF_TYPES = {f"tensor({half})" for half in HALVES}
 # Inputs that schemas allow to be half, and that kernels of ONNX Runtime read as float whatever they are.
 _READ_AS_FLOAT = {"Resize": (1, 2)}
 # Operators without a kernel for halves that a Cast could replace, found by trying them all;
-# quantization, which has its own types; and bits taken for another type.
+# ranges that each run finds, in float; and bits taken for another type.
 _FLOAT_ONLY = frozenset(
     {
         "BitCast",
-        "DequantizeLinear",
         "DynamicQuantizeLinear",
         "EyeLike",
         "MeanVarianceNormalization",
         "MelWeightMatrix",
-        "QuantizeLinear",
         "RandomNormal",
         "RandomNormalLike",
         "RandomUniform",
