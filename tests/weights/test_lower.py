@@ -78,7 +78,19 @@ def test_eight_bits_need_no_newer_opset() -> None:
     text = "g (float[M, 128] x) => (float[M, 64] y) { y = MatMul (x, w) }"
     result = lowered(build(text, opset=13, w=normal(128, 64)), "int8-weights", max_drop="20%")
     assert result.model.ir.opset_imports[""] == 13
-    assert [(one.precision, one.block, one.fused) for one in result.report.layers] == [("int8", 128, True)]
+    assert [(one.precision, one.block, one.fused) for one in result.report.layers] == [("int8", 128, None)]
+
+
+def test_products_of_eight_bits_are_float_on_cpus_whose_kernels_would_round_their_inputs() -> None:
+    text = "g (float[M, 128] x) => (float[M, 64] y) { y = MatMul (x, w) }"
+    proto = build(text, opset=13, w=normal(128, 64))
+    cpu, gpu = (lowered(proto, "int8-weights", target=name, max_drop="20%") for name in ("cpu", "cuda"))
+    (layer,) = cpu.report.layers
+    assert "MatMulNBits" not in ops(cpu.model) and "its kernel would round" in layer.reason
+    assert ops(gpu.model)["MatMulNBits"] == 1 and gpu.report.layers[0].fused
+    assert cpu.report.accuracy is not None and gpu.report.accuracy is not None
+    before, after = (one.report.accuracy.after.sqnr_db for one in (gpu, cpu))  # both judged on this CPU
+    assert before is not None and after is not None and after > before + 2
 
 
 def two_products() -> onnx.ModelProto:
@@ -183,6 +195,19 @@ def test_measured_it_is_no_slower() -> None:
     assert {one.precision for one in report.layers} <= {"int4", "int8", "float32"}
     decoded = [one for one in report.layers if one.precision == "int4" and not one.fused]
     assert all("made float when the model is loaded" in one.reason for one in decoded)
+
+
+def test_where_kernels_are_measured_to_be_slower_the_weights_stay_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = iter(["0.5x", ""])
+    monkeypatch.setattr("graphopt_passes.weights.lower.slower", lambda *_: next(found))
+    result = lowered(models.path("fashion_mlp"), max_drop="20%")
+    assert "MatMulNBits" not in ops(result.model)
+    assert {one.precision for one in result.report.layers} == {"int4"}
+    monkeypatch.setattr("graphopt_passes.weights.lower.slower", lambda *_: "0.5x")
+    refused = lowered(models.path("fashion_mlp"), max_drop="20%")
+    assert any("it is slower: 0.5x" in note for note in refused.report.notes)
 
 
 CONFLICTS = {

@@ -176,6 +176,11 @@ REFUSED = {
     "beyond the range": (PRODUCT, with_entry(65520.0, 64, 32), "1 of 2,048 numbers are beyond the range"),
     "a mask": (PRODUCT, with_entry(-1e9, 64, 32), "1 of 2,048 numbers are beyond the range"),
     "all tiny": (PRODUCT, normal(64, 32, scale=1e-7), "too small for half precision"),
+    "whole numbers": (
+        "g (float[64, 32] x) => (float[64, 32] y) { y = Mul (x, w) }",
+        np.arange(1024, 3072, dtype=np.float32).reshape(64, 32),
+        "it holds whole numbers, of which 512 of 2,048 would become others",
+    ),
     "a divisor": (
         "g (float[64, 32] x) => (float[64, 32] y) { y = Div (x, w) }",
         with_entry(1e-9, 64, 32),
@@ -198,6 +203,7 @@ def test_what_half_precision_cannot_hold_stays_and_is_named(case: str, worker: W
 ACCEPTED = {
     "the largest": with_entry(65504.0, 64, 32),
     "rounds down to the largest": with_entry(65519.0, 64, 32),
+    "whole numbers that it holds": np.arange(2048, dtype=np.float32).reshape(64, 32),
     "infinity": with_entry(-np.inf, 64, 32),
     "tiny ones among large": with_entry(1e-12, 64, 32),
 }

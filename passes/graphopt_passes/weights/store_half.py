@@ -7,7 +7,8 @@ before, from a file of half the size; the only error is that of rounding the wei
 it is where that error would be larger than half precision promises: where a number leaves the range, or
 where digits below the least normal number (2⁻¹⁴ in float16) are lost. Beside larger numbers, with which they
 are summed up, these digits do not count; but they do where an operator divides by each number, or takes its
-root or logarithm. So does one stay that is too small to save what its Cast takes.
+root or logarithm. Whole numbers, such as a table of lengths kept as floats, are rounded nowhere. So does one
+stay that is too small to save what its Cast takes.
 """
 
 from __future__ import annotations
@@ -175,6 +176,9 @@ def why_not(tensor: ir.TensorProtocol, rounded: Array, half: Half, one_by_one: b
     beyond, vanishing = sum(one.beyond for one in losses), sum(one.vanishing for one in losses)
     if beyond:
         return f"{beyond:,} of {tensor.size:,} numbers are beyond the range of {half.dtype.name.lower()}"
+    changed = sum(one.changed for one in losses)
+    if changed and all(one.whole for one in losses):
+        return f"it holds whole numbers, of which {changed:,} of {tensor.size:,} would become others"
     if one_by_one and vanishing:
         return f"{vanishing:,} of {tensor.size:,} numbers would lose digits or vanish"
     error, largest = max(one.error for one in losses), max(one.largest for one in losses)
@@ -188,11 +192,15 @@ class _Loss:
     Attributes:
         beyond: how many leave the range.
         vanishing: how many lose more than rounding to nearest does among normal numbers.
+        changed: how many become another number.
+        whole: whether all are whole numbers, as tables of indices or of lengths are.
         error, largest: the largest error and the largest number, both absolute.
     """
 
     beyond: int
     vanishing: int
+    changed: int
+    whole: bool
     error: float
     largest: float
 
@@ -204,7 +212,10 @@ class _Loss:
         error = np.abs(np.where(finite, rounded.astype(np.float32), 0) - np.where(finite, numbers, 0))
         beyond = int((finite & ~np.isfinite(rounded)).sum())
         vanishing = int((error > unit * exact).sum())
-        return cls(beyond, vanishing, float(error.max(initial=0.0)), float(exact.max(initial=0.0)))
+        changed, whole = int((error > 0).sum()), bool((np.rint(exact) == exact).all())
+        return cls(
+            beyond, vanishing, changed, whole, float(error.max(initial=0.0)), float(exact.max(initial=0.0))
+        )
 
 
 def _kept(weight: Weight, reason: str, run: Run) -> LayerReport:

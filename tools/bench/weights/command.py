@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from tools import models
-from tools.bench import options, pages
-from tools.bench.asking import JudgeError
+from tools.bench import options, running
 from tools.bench.quantization import comparison, tasks
 from tools.bench.weights import contestants, tables
 
@@ -27,7 +23,6 @@ def add(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Compare task by task; the JSON file keeps what is not run again."""
-    found = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
     plan = comparison.Plan(
         contestants=chosen.contestants,
         roster=contestants.ROSTER,
@@ -39,17 +34,10 @@ def run(chosen: argparse.Namespace) -> None:
         reuse=chosen.reuse,
         macs=False,
     )
-    for task in chosen.tasks:
-        print(task, file=sys.stderr)
-        try:
-            found[task] = updated(found.get(task, {}), comparison.compare(task, plan))
-        except (JudgeError, models.FetchError) as error:
-            print(f"{task}: {error}", file=sys.stderr)
-        chosen.json.write_text(json.dumps(found, indent=1))
-    text = tables.page({task: found[task] for task in tasks.LANGUAGE if task in found})
-    print(text)
-    if chosen.write_docs:
-        pages.write("weights", text)
+    found = running.each(
+        chosen.tasks, chosen, lambda task, known: updated(known, comparison.compare(task, plan))
+    )
+    running.publish(tables.page(running.ordered(found, list(tasks.LANGUAGE))), "weights", chosen)
 
 
 def updated(before: comparison.Facts, after: comparison.Facts) -> comparison.Facts:
