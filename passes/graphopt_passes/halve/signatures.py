@@ -80,7 +80,12 @@ def signature(op_type: str, version: int, domain: str) -> Signature | None:
         return None
     only, floats = op_type in _FLOAT_ONLY, _READ_AS_FLOAT.get(op_type, ())
     inputs = [_port(port, only or index in floats) for index, port in enumerate(found.inputs)]
-    return Signature(tuple(inputs), tuple(_port(port, only) for port in found.outputs))
+    outputs = [_port(port, only) for port in found.outputs]
+    if (
+        op_type == "DequantizeLinear"
+    ):  # its result has the type of the scale, though from opset 23 not by name
+        outputs = [Port(inputs[1].variable, outputs[0].types)]
+    return Signature(tuple(inputs), tuple(outputs))
 
 
 def may_be(op_type: str, version: int, half: str) -> bool:
@@ -93,6 +98,8 @@ def may_be(op_type: str, version: int, half: str) -> bool:
 def signature_of(node: ir.Node, model: ir.Model) -> Signature | None:
     """The ports of a node at the opset in force."""
     if g.is_op(node, *_FLOAT_REDUCTIONS) and node.attributes.get("reduction") is not None:
+        return None
+    if g.is_op(node, "DequantizeLinear") and node.attributes.get("output_dtype") is not None:
         return None
     if node.domain in g.DEFAULT_DOMAINS:
         return signature(node.op_type, g.opset(model, _graph(node)), "")
