@@ -62,7 +62,5 @@ def _part(start: Fit, *sums: Sums) -> tuple[Fit, Sums, Sums]:
     groups, channels, columns = start.rows.shape
     most = max(_NUMBERS // (groups * columns**2), _FEWEST)
     some = slice(None, None, -(-channels // most))
-    fit, held = (
-        replace(one, xy=one.xy[:, :, some], y=one.y[:, some], yy=one.yy[:, some]) for one in sums
-    )
+    fit, held = (replace(one, xy=one.xy[:, :, some], y=one.y[:, some], yy=one.yy[:, some]) for one in sums)
     return Fit(start.rows[:, some], start.bias[:, some]), fit, held

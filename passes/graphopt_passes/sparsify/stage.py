@@ -185,9 +185,7 @@ class Sparsifier:
         steps = waves(student, todo)
         for done, wave in enumerate(steps):
             self.task.progress("fitting layers", done, len(steps))
-            for layer, pairs in moments(
-                collector_of(self.task), self.teacher, student, wave, self.samples
-            ):
+            for layer, pairs in moments(collector_of(self.task), self.teacher, student, wave, self.samples):
                 sparse = self.fitter.sparse(layer, pairs, patterns.get(layer.name))
                 layer.write(student, run, sparse.fit)
                 yield layer.name, sparse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphopt.precision import Outcome, Task
+from graphopt_passes.weights.constants import summed_up
 from graphopt_passes.weights.judging import judged, slower
 from graphopt_passes.weights.store_half import HALVES, RULE, Half
 from graphopt_passes.weights.store_half import store as stored
@@ -25,8 +26,8 @@ def _store(task: Task, half: Half) -> Outcome:
         told = "no float32 weight is left that is worth storing in half precision"
         return Outcome(task.model.clone(), told, notes=(told,))
     if not any(one.precision == half.dtype.name.lower() for one in layers):
-        why = next((one.reason for one in run.journal.refusals if one.rule == RULE), "no weight is worth it")
-        return Outcome(None, why, layers=layers)
+        why = summed_up(one.reason for one in run.journal.refusals if one.rule == RULE)
+        return Outcome(None, why or "no weight is large enough", layers=layers)
     verdict = judged(task, model)
     if not verdict.kept:
         return Outcome(None, verdict.reason, verdict.score, layers)
