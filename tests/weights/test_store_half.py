@@ -273,6 +273,25 @@ def test_storage_that_fails_takes_nothing_from_what_was_achieved_before(
     assert "storage as fp16 not achieved, the model stays as it is: it costs too much" in both.notes
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_only_weights_that_cost_too_much_stay(seed: int) -> None:
+    """a and b are all but equal, so that rounding either is all that is left of their difference."""
+    rng = np.random.default_rng(seed)
+    w, a = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    b = a + 1e-4 * rng.standard_normal((64, 64)).astype(np.float32)
+    text = """g (float[4, 64] x) => (float[4, 64] y, float[4, 64] z)
+        { y = MatMul (x, w)  p = MatMul (x, a)  q = MatMul (x, b)  z = Sub (p, q) }"""
+    proto = build(text, w=w, a=a, b=b)
+    report = graphopt.optimize(proto, store="bf16", measure=False).report
+    assert {layer.name: layer.precision for layer in report.layers} == {
+        "w": "bfloat16",
+        "a": "float32",
+        "b": "float32",
+    }
+    assert all(layer.reason.startswith("costs accuracy") for layer in report.layers if layer.name != "w")
+    assert report.accuracy is not None and report.accuracy.achieved
+
+
 def test_the_names_of_both_tables_agree() -> None:
     from graphopt.choices import STORES
     from graphopt_passes import STORES as MADE
