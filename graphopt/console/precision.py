@@ -78,7 +78,7 @@ def layer_head(verbose: int) -> Sequence[str]:
 
 def layer_rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
     """The layers in lower precision, the noisiest first; unless asked for more only ten, on 80 columns."""
-    lowered = [layer for layer in report.layers if _is_lowered(layer) and _has_numbers(layer)]
+    lowered = [layer for layer in report.layers if _is_lowered(layer) and _tells(layer, verbose)]
     lowered.sort(key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
     for layer in lowered if verbose else lowered[:_WORST]:
         yield (
@@ -96,9 +96,10 @@ def _is_lowered(layer: LayerReport) -> bool:
     return layer.precision.startswith(("int", *_HALVES))
 
 
-def _has_numbers(layer: LayerReport) -> bool:
-    """Whether a row would tell more than that the layer is half, as most are."""
-    return layer.precision not in _HALVES or layer.sqnr_db is not None
+def _tells(layer: LayerReport, verbose: int) -> bool:
+    """Whether a row would hold more than a name."""
+    numbers = (layer.sqnr_db, layer.clipped, layer.low, layer.float_ms, layer.int8_ms)
+    return any(number is not None for number in numbers) or bool(verbose and layer.method)
 
 
 def _is_float(layer: LayerReport) -> bool:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from tools.bench import options, pages
+from tools.bench import options, running
 from tools.bench.pruning import contestants, goals, tables
 from tools.bench.quantization import session, tasks
 
@@ -28,17 +28,16 @@ def add(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Compare task by task; the JSON file keeps what is not run again."""
-    found = session.earlier(chosen)
     plan = session.plan(
         chosen, contestants.ROSTER, judge="tools.bench.pruning.judge", most_samples=SAMPLES, macs=False
     )
-    for task in chosen.tasks:
+
+    def compare(task: str, known: running.Facts) -> running.Facts:
         present = [name for name in chosen.contestants if takes_part(name, task)]
-        session.compare(task, replace(plan, contestants=present), found, chosen)
-    text = tables.page({task: found[task] for task in tasks.PRUNING if task in found})
-    print(text)
-    if chosen.write_docs:
-        pages.write("pruning", text)
+        return session.comparing(replace(plan, contestants=present))(task, known)
+
+    found = running.each(chosen.tasks, chosen, compare)
+    running.publish(tables.page(running.ordered(found, list(tasks.PRUNING))), "pruning", chosen)
 
 
 def takes_part(name: str, task: str) -> bool:

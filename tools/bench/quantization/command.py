@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tools.bench import options, pages
+from tools.bench import options, running
 from tools.bench.quantization import contestants, session, tables, targets, tasks
 
 
@@ -26,12 +26,8 @@ def add(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Compare task by task; the JSON file keeps the tasks of earlier runs that are not run again."""
-    found = session.earlier(chosen)
     plan = session.plan(chosen, contestants.ROSTER)
-    for task in chosen.tasks:
-        session.compare(task, plan, found, chosen)
-    ordered = {task: found[task] for task in tasks.MODULES if task in found}
+    found = running.each(chosen.tasks, chosen, session.comparing(plan))
+    ordered = running.ordered(found, list(tasks.MODULES))
     text = f"{tables.all_kinds(ordered)}\n\n### Targets\n\n{targets.table(ordered)}"
-    print(text)
-    if chosen.write_docs:
-        pages.write("quantization", text)
+    running.publish(text, "quantization", chosen)

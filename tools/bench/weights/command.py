@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tools.bench import options, pages
+from tools.bench import options, running
 from tools.bench.quantization import session, tasks
 from tools.bench.weights import contestants, tables
 
@@ -23,11 +23,6 @@ def add(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Compare task by task; the JSON file keeps what is not run again."""
-    found = session.earlier(chosen)
     plan = session.plan(chosen, contestants.ROSTER, macs=False)
-    for task in chosen.tasks:
-        session.compare(task, plan, found, chosen)
-    text = tables.page({task: found[task] for task in tasks.LANGUAGE if task in found})
-    print(text)
-    if chosen.write_docs:
-        pages.write("weights", text)
+    found = running.each(chosen.tasks, chosen, session.comparing(plan))
+    running.publish(tables.page(running.ordered(found, list(tasks.LANGUAGE))), "weights", chosen)
