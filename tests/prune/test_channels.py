@@ -11,7 +11,7 @@ import graphopt
 from tests.support import compute, serialized
 from tools import models
 
-from .conftest import Images
+from .conftest import FOLDER, Images
 
 
 def redundant(width: int = 32) -> onnx.ModelProto:
@@ -67,11 +67,13 @@ def test_every_selection_removes_what_was_asked_for(select: str) -> None:
 
 
 def test_a_trained_model_at_half_the_products_keeps_its_accuracy(images: Images) -> None:
-    result = graphopt.optimize(models.path("fashion_cnn"), channels=0.5, objective="macs", **images)
+    """With as many samples as users have: what few samples say of 2 % is noise."""
+    every = {**images, "calibration_limit": None, "eval": str(FOLDER / "fashion_test.npz")}
+    result = graphopt.optimize(models.path("fashion_cnn"), channels=0.5, objective="macs", **every)
     report = result.report
     assert report.accuracy is not None
     assert report.accuracy.after.metric is not None and report.accuracy.before.metric is not None
-    assert report.accuracy.after.metric > report.accuracy.before.metric - 2
+    assert report.accuracy.after.metric >= report.accuracy.before.metric - 1
     assert report.after is not None and report.before is not None
     assert report.after.parameters < 0.6 * report.before.parameters
     rows = {row.name: row for row in report.pruned}
