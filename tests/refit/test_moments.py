@@ -86,8 +86,8 @@ def test_a_student_that_is_its_teacher_has_no_error(worker: Worker) -> None:
     )
     assert list(found) == ["p", "r", "s", "e"]
     for layer, pairs in found.values():
-        assert layer.fit().relative_error(pairs.fit) < 1e-6
-        assert layer.fit().relative_error(pairs.held) < 1e-6
+        assert layer.fit().relative_error(pairs.fit) < 1e-5
+        assert layer.fit().relative_error(pairs.held) < 1e-5
         assert pairs.fit.count > pairs.held.count > 0
 
 
