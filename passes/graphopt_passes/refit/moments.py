@@ -14,12 +14,17 @@ from typing import Any
 from graphopt.activations import Collector, Request
 from graphopt.joint import side_by_side
 from graphopt.model import Model
-from graphopt.runtime.pairs import Paired, Pairs
+from graphopt.runtime.pairs import Paired, PairedRows, Pairs, RowPairs
 from graphopt_passes.quantize.consumers import moments_of
 from graphopt_passes.refit.linear import Linear
 
 HELD_EVERY = 4
 """Every so many-th sample judges what was fitted to the others."""
+
+MOST_COLUMNS = 4096
+"""Above this H takes more than 134 MB, several times: rows are kept instead."""
+
+_MOST_WIDE = 2048
 
 # All samples together; more rows of the same images change little.
 _LEAST_ROWS = 1 << 15
@@ -34,8 +39,10 @@ def moments(  # noqa: PLR0913 - both models, and how they are run
     samples: Iterable[Mapping[str, Any]],
     *,
     held_every: int = HELD_EVERY,
-) -> Iterator[tuple[Linear, Pairs]]:
+) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
     """Sums for some layers of the student, as they come in; layers that nothing is known of do not come.
+
+    Those of more than :data:`MOST_COLUMNS` columns come with some of their rows instead.
 
     Args:
         collector: bounds the memory, and runs the samples once for all layers that fit into it.
@@ -57,7 +64,7 @@ def moments(  # noqa: PLR0913 - both models, and how they are run
         wanted[Request(read, kind, layer.name)] = layer
     for statistics in collector.stream(joint, wanted, samples):
         for request, found in statistics.found.items():
-            assert isinstance(found, Pairs)
+            assert isinstance(found, Pairs | RowPairs)
             yield wanted[request], found
 
 
@@ -65,5 +72,9 @@ def paired(layer: Linear, samples: int, held_every: int = HELD_EVERY) -> Paired:
     """What to gather for a layer from so many samples."""
     kind = moments_of(layer.node)
     assert kind is not None
-    rows = -(-max(_LEAST_ROWS, _ROWS_PER_COLUMN * layer.columns) // samples)
-    return Paired(replace(kind, rows=rows), layer.channels, layer.axis, held_every)
+    wide = layer.columns > MOST_COLUMNS and layer.groups == 1
+    rows = _MOST_WIDE if wide else max(_LEAST_ROWS, _ROWS_PER_COLUMN * layer.columns)
+    kind = replace(kind, rows=-(-rows // samples))
+    if wide:
+        return PairedRows(kind, layer.channels, layer.axis, held_every, rows)
+    return Paired(kind, layer.channels, layer.axis, held_every)
