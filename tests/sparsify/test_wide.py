@@ -69,7 +69,7 @@ def test_what_is_left_makes_up_for_what_went() -> None:
         Wide(layer, rows, by_size, refit).sparse(Anywhere(0.4))[1]
         for by_size, refit in ((True, False), (False, False), (False, True))
     ]
-    assert errors[2] < 0.5 * errors[1] < 0.5 * errors[0]
+    assert errors[2] < 0.6 * errors[1] < 0.6 * errors[0]
 
 
 def test_patterns_hold() -> None:
