@@ -39,10 +39,8 @@ def moments(  # noqa: PLR0913 - both models, and how they are run
     samples: Iterable[Mapping[str, Any]],
     *,
     held_every: int = HELD_EVERY,
-) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
+) -> Iterator[tuple[Linear, Pairs]]:
     """Sums for some layers of the student, as they come in; layers that nothing is known of do not come.
-
-    Those of more than :data:`MOST_COLUMNS` columns come with some of their rows instead.
 
     Args:
         collector: bounds the memory, and runs the samples once for all layers that fit into it.
@@ -55,11 +53,36 @@ def moments(  # noqa: PLR0913 - both models, and how they are run
     Raises:
         DataError: a sample does not fit, or there is none.
     """
+    kinds = [(layer, paired(layer, length_hint(samples) or 1, held_every)) for layer in layers]
+    for layer, found in _gathered(collector, teacher, student, kinds, samples):
+        assert isinstance(found, Pairs)
+        yield layer, found
+
+
+def moments_or_rows(
+    collector: Collector,
+    teacher: Model,
+    student: Model,
+    layers: Iterable[Linear],
+    samples: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
+    """As :func:`moments`, but rows of layers with more than :data:`MOST_COLUMNS` columns."""
+    count = length_hint(samples) or 1
+    kinds = [(layer, (_rows if _is_wide(layer) else paired)(layer, count)) for layer in layers]
+    yield from _gathered(collector, teacher, student, kinds, samples)
+
+
+def _gathered(
+    collector: Collector,
+    teacher: Model,
+    student: Model,
+    kinds: Iterable[tuple[Linear, Paired]],
+    samples: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
     joint, prefix = side_by_side(teacher, student)
     inputs = {value.name for value in student.ir.graph.inputs}
     wanted: dict[Request, Linear] = {}
-    for layer in layers:
-        kind = paired(layer, length_hint(samples) or 1, held_every)
+    for layer, kind in kinds:
         read = layer.source if layer.source in inputs else prefix + layer.source
         wanted[Request(read, kind, layer.name)] = layer
     for statistics in collector.stream(joint, wanted, samples):
@@ -68,13 +91,20 @@ def moments(  # noqa: PLR0913 - both models, and how they are run
             yield wanted[request], found
 
 
+def _is_wide(layer: Linear) -> bool:
+    return layer.columns > MOST_COLUMNS and layer.groups == 1
+
+
 def paired(layer: Linear, samples: int, held_every: int = HELD_EVERY) -> Paired:
     """What to gather for a layer from so many samples."""
     kind = moments_of(layer.node)
     assert kind is not None
-    wide = layer.columns > MOST_COLUMNS and layer.groups == 1
-    rows = _MOST_WIDE if wide else max(_LEAST_ROWS, _ROWS_PER_COLUMN * layer.columns)
-    kind = replace(kind, rows=-(-rows // samples))
-    if wide:
-        return PairedRows(kind, layer.channels, layer.axis, held_every, rows)
-    return Paired(kind, layer.channels, layer.axis, held_every)
+    rows = -(-max(_LEAST_ROWS, _ROWS_PER_COLUMN * layer.columns) // samples)
+    return Paired(replace(kind, rows=rows), layer.channels, layer.axis, held_every)
+
+
+def _rows(layer: Linear, samples: int) -> PairedRows:
+    """The same, of rows."""
+    few = paired(layer, samples)
+    kind = replace(few.moments, rows=-(-_MOST_WIDE // samples))
+    return PairedRows(kind, few.channels, few.axis, few.held_every, _MOST_WIDE)
