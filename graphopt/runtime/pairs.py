@@ -159,8 +159,9 @@ class Pairs:
 
     @property
     def held(self) -> Sums:
-        """Over the arrays that judge."""
-        return self._all()[1]
+        """Over the arrays that judge; those that are fitted to if there are none."""
+        fit, held = self._all()
+        return held if held.count else fit
 
     @property
     def nbytes(self) -> int:
