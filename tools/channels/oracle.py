@@ -26,11 +26,13 @@ class Facts:
 
     Attributes:
         error: the largest difference of any output, relative to that output's largest element.
+        noise: the same when inputs move by one unit in the last place; cut models can be ill-conditioned.
         values: how many elements all outputs have.
         bytes: of the model's file, before and after.
     """
 
     error: float
+    noise: float
     values: int
     bytes: tuple[int, int]
 
@@ -55,18 +57,16 @@ def check(model: Model, kept: Kept, feeds: Feeds) -> Facts:
         oracle.save(paths[1])
         validate(paths[0])
         found, wanted = (run(path, feeds) for path in paths)
-    errors = [error(a, b) for a, b in zip(found, wanted, strict=True)]
-    return Facts(
-        max(errors, default=0.0), sum(a.size for a in wanted), (model.file_size(), small.file_size())
-    )
+        moved = run(paths[1], {name: move(value) for name, value in feeds.items()})
+    sizes = model.file_size(), small.file_size()
+    return Facts(largest(found, wanted), largest(moved, wanted), sum(one.size for one in wanted), sizes)
 
 
 def validate(path: Path) -> None:
     """Hold a file against the checker and strict shape inference."""
     onnx.checker.check_model(str(path), full_check=True)
-    onnx.shape_inference.infer_shapes_path(
-        str(path), str(path), check_type=True, strict_mode=True, data_prop=True
-    )
+    strictly = {"check_type": True, "strict_mode": True, "data_prop": True}
+    onnx.shape_inference.infer_shapes_path(str(path), str(path), **strictly)
 
 
 def run(path: Path, feeds: Feeds) -> list[NDArray[Any]]:
@@ -79,9 +79,19 @@ def run(path: Path, feeds: Feeds) -> list[NDArray[Any]]:
     return [np.asarray(value) for value in session.run(None, dict(feeds))]
 
 
+def move(value: NDArray[Any]) -> NDArray[Any]:
+    """Floats one unit in the last place away from zero."""
+    return np.nextafter(value, np.copysign(np.inf, value)) if value.dtype.kind == "f" else value
+
+
+def largest(found: list[NDArray[Any]], wanted: list[NDArray[Any]]) -> float:
+    """The largest error of any output."""
+    return max((error(a, b) for a, b in zip(found, wanted, strict=True)), default=0.0)
+
+
 def error(a: NDArray[Any], b: NDArray[Any]) -> float:
     """The largest difference relative to the largest element of b; infinite for other shapes or types."""
     if (a.shape, a.dtype) != (b.shape, b.dtype) or not np.array_equal(np.isnan(a), np.isnan(b)):
         return np.inf
-    largest = np.abs(b[np.isfinite(b)]).max(initial=0)
-    return float(np.abs(np.nan_to_num(a - b)).max(initial=0) / (largest or 1))
+    scale = np.abs(b[np.isfinite(b)]).max(initial=0)
+    return float(np.abs(np.nan_to_num(a - b)).max(initial=0) / (scale or 1))

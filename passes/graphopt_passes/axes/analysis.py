@@ -63,6 +63,8 @@ def _visit(node: ir.Node, space: Space, keep: Collection[str]) -> None:
 
 def _freeze_interface(model: ir.Model, space: Space) -> None:
     for value in model.graph.inputs:
-        freeze(side(space, value), f"'{value.name}' is a graph input")
+        weight = "a weight that callers may override (freeze-initializers makes it constant)"
+        what = weight if value.is_initializer() else "a graph input"
+        freeze(side(space, value), f"'{value.name}' is {what}")
     for value in model.graph.outputs:
         freeze(side(space, value), f"'{value.name}' is a graph output")

@@ -116,8 +116,11 @@ class Site:
         self.space.elements.freeze(ids, f"{g.label(self.node)}: {reason}")
 
     def freeze_all(self, reason: str) -> None:
-        """Nothing that the node touches can be cut."""
+        """Nothing that the node touches can be cut; its weights, if any, count as a layer's."""
         owners = [owner(self.node, i) for i in range(len(self.node.inputs))]
+        for found in owners:
+            if isinstance(found, Port) and (g.rank(found.value) or 0) > 1:
+                self.space.producers.append(Link(found, 0))
         for found in (*owners, *self.node.outputs):
             freeze(None if found is None else side(self.space, found), f"{g.label(self.node)}: {reason}")
 

@@ -64,7 +64,7 @@ class Seen:
         """tr(W_c·(H⁻¹)_cc⁻¹·W_cᵀ): optimal brain surgeon for blocks (Hassibi and Stork 1993)."""
         columns = self.columns[units]
         blocks = np.linalg.inv(self.inverse[columns[:, :, None], columns[:, None, :]])
-        return self._quadratic(columns, blocks)
+        return self._quadratic(columns, np.asarray(blocks, np.float64))
 
     def remove(self, units: Columns) -> None:
         """W − W_c·(H⁻¹)_cc⁻¹·(H⁻¹)_c, and the same for H⁻¹."""

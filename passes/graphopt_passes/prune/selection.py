@@ -22,7 +22,8 @@ class Order:
 
     Attributes:
         units: all of a group, the first to go first.
-        lost: share of the readers' outputs that is lost once so many are gone, float64 [width + 1].
+        lost: share of the readers' outputs that is lost once so many are gone, the mean over all readers,
+            float64 [width + 1].
     """
 
     units: Columns
@@ -60,7 +61,8 @@ def _by(scores: Doubles, costs: Doubles) -> Order:
 
 def _static(readers: Sequence[Reader]) -> Doubles:
     """What each unit's own part of the outputs varies, as a share."""
-    return np.sum([reader.parts() for reader in readers], axis=0)
+    found: Doubles = np.mean([reader.parts() for reader in readers], axis=0)
+    return found
 
 
 def _surgeon(readers: Sequence[Reader], width: int) -> Order:
@@ -68,14 +70,14 @@ def _surgeon(readers: Sequence[Reader], width: int) -> Order:
     left, gone, lost = np.arange(width), list[Columns](), [0.0]
     step = -(-width // _ROUNDS)
     while len(left) > step:
-        costs = np.maximum(sum(reader.costs(left) for reader in readers), _LEAST)
+        costs = np.maximum(np.mean([reader.costs(left) for reader in readers], axis=0), _LEAST)
         chosen = np.argsort(costs, kind="stable")[:step]
         for reader in readers:
             reader.remove(left[chosen])
         lost += (lost[-1] + np.cumsum(costs[chosen])).tolist()
         gone.append(left[chosen])
         left = np.delete(left, chosen)
-    rest = np.maximum(sum(reader.costs(left) for reader in readers), _LEAST)
+    rest = np.maximum(np.mean([reader.costs(left) for reader in readers], axis=0), _LEAST)
     lost += (lost[-1] + np.cumsum(np.sort(rest))).tolist()
     gone.append(left[np.argsort(rest, kind="stable")])
     return Order(np.concatenate(gone), np.array(lost))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt import graph as g
-from graphopt.rewrite import RefusedError
 from graphopt_passes.axes.edits import Edit, follows
 from graphopt_passes.axes.site import Site, rule
 from graphopt_passes.axes.space import Side
@@ -32,8 +31,6 @@ def _ranges(site: Site, x: Side) -> dict[int, slice | None]:
     starts, ends = _bounds(site, 1, "starts"), _bounds(site, 2, "ends")
     axes = site.at.axes(3, x.rank)
     axes = list(range(len(site.at.get(1).vector or starts or ()))) if axes is None else axes
-    if site.has(4) and not site.is_constant(4):
-        raise RefusedError("its steps are not known")
     steps = site.at.ints(4, "steps") or [1] * len(axes)
     if starts is None or ends is None:
         return dict.fromkeys(axes)
