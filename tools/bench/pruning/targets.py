@@ -1,9 +1,9 @@
 """Whether graphopt prunes better than the best method of the peer, task by task and cut by cut.
 
 It loses less of the metric or has a higher SQNR and, where channels go, is faster at every workload. Compared
-are peers that cut as deep, since what leaves a model nearly as it was loses nothing; where there is none, those
-that cut less, which proves something only if graphopt is better all the same. Depth is the share of weights that
-are zero, and where channels go that of multiply-accumulates that are gone.
+are peers that cut as deep, since what leaves a model nearly as it was loses nothing; where there is none,
+those that cut less, which proves something only if graphopt is better all the same. Depth is the share of
+weights that are zero, and where channels go that of multiply-accumulates that are gone.
 """
 
 from __future__ import annotations
