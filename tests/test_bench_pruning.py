@@ -200,10 +200,14 @@ def test_channels_must_be_faster_at_every_workload():
 
 def test_only_those_that_cut_as_deep_are_compared():
     idle = _entry(92.0, math.inf, weights=100, zeros=0)
-    assert _verdict("sparsity 50 %", _entry(), wanda=idle)[-1] == "no peer cuts as deep"
+    assert _verdict("sparsity 50 %", _entry(), wanda=idle)[-1] == "the peer cuts nothing"
     dense_layers_only = _entry(91.9, 30.0, (1.1, 1.1), weights=50, zeros=0, macs=960)
     ours = _entry(90.0, 20.0, (1.5, 1.5), weights=60, zeros=0, macs=500)
-    assert _verdict("channels 50 %", ours, wanda_channels=dense_layers_only)[-1] == "no peer cuts as deep"
+    assert _verdict("channels 50 %", ours, wanda_channels=dense_layers_only)[-1] == "the peer cuts nothing"
+    timid = _entry(90.5, 30.0, (1.2, 1.2), weights=80, zeros=0, macs=800)
+    assert _verdict("channels 50 %", ours, channels=timid)[-1] == "no peer cuts as deep"
+    worse = _entry(89.5, 15.0, (1.2, 1.2), weights=80, zeros=0, macs=800)
+    assert _verdict("channels 50 %", ours, channels=worse)[-1] == "yes"
     ours = _entry(91.9, 40.0, weights=100, zeros=30)
     assert _verdict("sparsity 50 %", ours, wanda=_entry(70.0, 2.0))[-1] == "cuts less"
 

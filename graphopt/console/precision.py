@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from graphopt.choices import UNBOUNDED
 from graphopt.console import units
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ def _change_ms(before: float | None, after: float | None) -> str:
 def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
     """The drop against its budget, the outputs' noise, and on what evidence."""
     within = f"{found.reason}: {_budget(found)}"
-    yield "accuracy", within if found.achieved else f"not achieved within {found.budget}: {found.reason}"
+    bound = "" if found.budget == UNBOUNDED else f" within {found.budget}"
+    yield "accuracy", within if found.achieved else f"not achieved{bound}: {found.reason}"
     after = found.after
     parts = []
     if after.lost is not None and after.gained is not None:
@@ -150,7 +152,7 @@ def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
 
 
 def _budget(found: AccuracyReport) -> str:
-    if found.budget == "none":
+    if found.budget == UNBOUNDED:
         return "what was asked for, at any cost; --max-drop bounds it"
     return f"within the budget of {found.budget}"
 

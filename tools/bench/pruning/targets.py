@@ -1,7 +1,8 @@
 """Whether graphopt prunes better than the best method of the peer, task by task and cut by cut.
 
 It loses less of the metric or has a higher SQNR and, where channels go, is faster at every workload. Compared
-are only peers that cut as deep: what leaves a model nearly as it was loses nothing. Depth is the share of
+are peers that cut as deep, since what leaves a model nearly as it was loses nothing; where there is none,
+those that cut less, which proves something only if graphopt is better all the same. Depth is the share of
 weights that are zero, and where channels go that of multiply-accumulates that are gone.
 """
 
@@ -37,7 +38,8 @@ def runs(entry: Facts) -> bool:
 
 def line(task: str, cut: str, entries: dict[str, Facts]) -> list[str]:
     """Cells of one cut: graphopt's number, then the best of the peers' of the same depth."""
-    entry, rivals = entries[ours(cut)], as_deep(cut, entries)
+    entry, equals = entries[ours(cut)], as_deep(cut, entries)
+    rivals = equals or cutting(cut, entries)
     best_drop = min((drop(one, entries) for one in rivals), default=math.inf)
     best_sqnr = max((decibels(one) for one in rivals), default=-math.inf)
     fastest = max((min(speeds(one)) for one in rivals), default=0.0)
@@ -51,15 +53,20 @@ def line(task: str, cut: str, entries: dict[str, Facts]) -> list[str]:
         pair(drop(entry, entries), best_drop, ".2f", rivals),
         pair(decibels(entry), best_sqnr, ".1f", rivals),
         pair(min(speeds(entry)), fastest, ".2f", rivals),
-        word(closer and faster, deepest - depth(cut, entry, entries), rivals),
+        word(closer and faster, deepest - depth(cut, entry, entries), rivals, equals),
     ]
 
 
 def as_deep(cut: str, entries: dict[str, Facts]) -> list[Facts]:
     """The peers' results that cut as deep as graphopt's."""
     least = depth(cut, entries[ours(cut)], entries) - SHALLOWER
+    return [one for one in cutting(cut, entries) if depth(cut, one, entries) >= least]
+
+
+def cutting(cut: str, entries: dict[str, Facts]) -> list[Facts]:
+    """The peers' results that lack anything worth mentioning."""
     found = [entries[name] for name in peers(cut) if runs(entries.get(name, {}))]
-    return [one for one in found if depth(cut, one, entries) >= least]
+    return [one for one in found if depth(cut, one, entries) > SHALLOWER]
 
 
 def depth(cut: str, entry: Facts, entries: dict[str, Facts]) -> float:
@@ -98,13 +105,13 @@ def pair(mine: float, theirs: float, form: str, rivals: list[Facts]) -> str:
     return f"{mine:{form}} ({theirs:{form}})" if rivals else f"{mine:{form}}"
 
 
-def word(better: bool, deeper: float, rivals: list[Facts]) -> str:
-    """Yes or no; or no peer cuts as deep, or one by so much deeper that the cuts do not compare."""
+def word(better: bool, deeper: float, rivals: list[Facts], equals: list[Facts]) -> str:
+    """Yes or no; or why the cuts do not compare."""
     if not rivals:
-        return "no peer cuts as deep"
+        return "the peer cuts nothing"
     if deeper > SHALLOWER:
         return "cuts less"
-    return "yes" if better else "no"
+    return "yes" if better else "no" if equals else "no peer cuts as deep"
 
 
 def best(cut: str, entries: dict[str, Facts]) -> str | None:
