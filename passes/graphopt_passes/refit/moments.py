@@ -21,8 +21,8 @@ from graphopt_passes.refit.linear import Linear
 HELD_EVERY = 4
 """Every so many-th sample judges what was fitted to the others."""
 
-MOST_COLUMNS = 4096
-"""Above this H takes more than 134 MB, several times: rows are kept instead."""
+MOST_COLUMNS = 3072
+"""Above this H takes more than 75 MB, ten times while a layer is fitted: rows are kept instead."""
 
 _MOST_WIDE = 2048
 
@@ -86,7 +86,8 @@ def _gathered(
         read = layer.source if layer.source in inputs else prefix + layer.source
         wanted[Request(read, kind, layer.name)] = layer
     for statistics in collector.stream(joint, wanted, samples):
-        for request, found in statistics.found.items():
+        for request in list(statistics.found):
+            found = statistics.found.pop(request)  # not kept once it is used
             assert isinstance(found, Pairs | RowPairs)
             yield wanted[request], found
 
