@@ -51,7 +51,28 @@ class Case:
 
     def check(self, candidate: Candidate) -> Verdict:
         """Whether a candidate computes what the original does."""
+        if found := self._contradiction(candidate):
+            return found
         return self.verifier.check(self.candidates.stage(candidate))
+
+    def _contradiction(self, candidate: Candidate) -> Verdict | None:
+        """A failure if onnx infers what the candidate contradicts, and the original does not; else None."""
+        from graphopt.proof.inference import contradiction
+        from graphopt.proof.verify import Verdict
+
+        wrong = contradiction(candidate.model)
+        if not wrong or self._contradicts_itself:
+            return None
+        return Verdict(False, "failed", f"onnx infers otherwise than the model states: {wrong}")
+
+    @cached_property
+    def _contradicts_itself(self) -> str:
+        """What onnx finds wrong in the original, which the result need not mend; empty if nothing."""
+        from graphopt.proof.inference import contradiction
+
+        if found := contradiction(self.original):
+            self.report.notes.append(f"onnx infers otherwise than the original itself states: {found}")
+        return found
 
     def compare(self, before: Path, candidate: Candidate) -> Comparison:
         """Measure a file against a candidate."""

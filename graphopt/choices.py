@@ -36,3 +36,4 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 STORES = ("fp16", "bf16")
 RANGES = ("auto", "minmax", "percentile", "kl", "mse")
 CALIBRATION_MEMORY = 512_000_000
+UNBOUNDED = "none"  # how reports spell a budget that bounds nothing

@@ -116,7 +116,8 @@ class Compiler:
         name = str(original.path or type(self.source).__name__)
         output = str(self.output) if self.output is not None else None
         report = Report(name, output, str(self.pipeline), self.target.name)
-        report.before, report.precision = Stats.of(original), self.options.precision
+        report.before = Stats.of(original)
+        report.precision, report.store = self.options.precision, self.options.store
         return report
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from graphopt.precision import Lowering
     from graphopt.proof.accuracy import Score
     from graphopt.proof.heldout import Division
-    from graphopt.runtime.worker import Worker
+    from graphopt.runtime.worker import Session, Worker
     from graphopt.samples.sampling import Sample
     from graphopt.target import Target
 
@@ -112,10 +114,10 @@ class Lowerer:
     def _division(self) -> Division:
         options, graph = self.options, self.original.ir
         samples = gather(graph, options.data, options.shapes, options.seed, options.calibration_limit)
-        samples.fit(self._runs)
-        specs = inputs_of(graph)
-        calibrate = options.calibrates
-        division = divide(samples, options.eval, specs, calibrate=calibrate, progress=options.progress)
+        specs, calibrate = inputs_of(graph), options.calibrates
+        with self._trying() as runs:
+            samples.fit(runs)
+            division = divide(samples, options.eval, specs, calibrate=calibrate, progress=options.progress)
         options.budget.require_metric(division.metric is not None)
         return division
 
@@ -129,14 +131,23 @@ class Lowerer:
             return "" if error.reason == "memory" else f"ONNX Runtime cannot load the original here: {error}"
         return ""
 
-    def _runs(self, sample: Sample) -> bool:
-        """Whether the original runs on a sample."""
-        try:
-            with self.worker.opened(self.original_path, self.here, self.options.threads) as session:
-                self.worker.run(session, sample)
-        except WorkerError:
-            return False
-        return True
+    @contextmanager
+    def _trying(self) -> Iterator[Callable[[Sample], bool]]:
+        """What says whether the original runs on a sample, in one session, made when it is first asked."""
+        sessions: list[Session] = []
+
+        def runs(sample: Sample) -> bool:
+            try:
+                if not sessions:
+                    sessions.append(self.worker.open(self.original_path, self.here, self.options.threads))
+                self.worker.run(sessions[0], sample)
+            except WorkerError:
+                return False
+            return True
+
+        yield runs
+        for session in sessions:
+            self.worker.close(session)
 
     def _accuracy(
         self, judge: HeldOut, score: Score, budget: Budget, int8_macs: float | None, refused: str | None

@@ -160,7 +160,7 @@ class Report:
     """Everything about one run.
 
     ``evidence`` is ``verified``, ``structural only`` or ``not verified``; ``data_files`` are the names of the
-    files beside ``output`` that hold its weights; ``precision`` is what was asked for.
+    files beside ``output`` that hold its weights; ``precision`` and ``store`` are what was asked for.
     """
 
     source: str
@@ -182,6 +182,7 @@ class Report:
     pass_seconds: dict[str, float] = field(default_factory=dict)
     pass_rewrites: dict[str, int] = field(default_factory=dict)
     precision: str | None = None
+    store: str | None = None
     accuracy: AccuracyReport | None = None
     layers: list[LayerReport] = field(default_factory=list)
     pruned: list[PrunedLayer] = field(default_factory=list)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -544,3 +546,25 @@ def test_a_candidate_that_does_not_run_is_a_worker_error(worker, test_set, tmp_p
     onnx.save(RELU, tmp_path / "other.onnx")
     with pytest.raises(WorkerError):
         HeldOut(worker, CNN, division.evaluation).score(tmp_path / "other.onnx")
+
+
+def test_a_part_of_a_budget_allows_a_part_of_the_drop_and_of_the_noise() -> None:
+    half = Budget.parse("1%").part(0.5)
+    assert str(half) == "0.5 %"
+    output = OutputScore("y", 21.0, None, 4)
+    score, reference = Score(4, 21.0, None, (output,)), Score(4, math.inf, None, ())
+    assert Budget.parse("1%").holds(score, reference)[0]
+    holds, told = half.holds(score, reference)
+    assert not holds and told == "'y' has 21.0 dB (least 23 dB)"
+    assert half.holds(replace(score, outputs=(replace(output, sqnr_db=23.1),)), reference)[0]
+
+
+def test_without_a_bound_the_cost_is_told() -> None:
+    free = Budget.unbounded()
+    assert not free.is_bounded and str(free) == "none" and not free.part(0.5).is_bounded
+    score = Score(4, -3.0, 0.5, (OutputScore("y", -3.0, 0.5, 4),), metric=10.0, metric_name="top-1")
+    reference = replace(score, metric=90.0)
+    assert free.holds(score, reference) == (True, "top-1 90 -> 10, a drop of 80")
+    agreed = replace(score, metric=None)
+    assert free.holds(agreed, agreed) == (True, "'y' agrees on 50.00% of 4 rows; 'y' has -3.0 dB")
+    assert free.holds(Score(4, None, None, ()), reference) == (True, "nothing to judge by")

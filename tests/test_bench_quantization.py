@@ -189,7 +189,12 @@ def test_judge_rates_what_runs_and_says_what_does_not(tmp_path, monkeypatch):
     about = judge.prepare({"prepare": "parity", "samples": str(tmp_path / "samples")})
     assert about["calibration"] == 1 and about["metric"] == "right, %"
     models = {"same": str(tmp_path / "m.onnx"), "broken": str(tmp_path / "broken.onnx")}
-    request = {"task": "parity", "samples": str(tmp_path / "samples"), "models": models}
+    request = {
+        "task": "parity",
+        "model": about["model"],
+        "samples": str(tmp_path / "samples"),
+        "models": models,
+    }
     request |= {"seconds": 0.02, "macs": True}
     facts = judge.judge(request)
     assert facts["fp32"] == {"metric": pytest.approx(200 / 3)}

@@ -1,11 +1,15 @@
 """The comparison of stored weights: bytes, what the error may be, targets and tables."""
 
+import json
+from argparse import Namespace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from tools.bench import pages
+from tools.bench import pages, running
+from tools.bench.asking import JudgeError
 from tools.bench.quantization import samples
 from tools.bench.storage import command, judge, oracle, tables
 
@@ -114,3 +118,16 @@ def test_result_that_cannot_be_made_says_why(tmp_path, monkeypatch):
 
 def test_documentation_has_the_markers():
     assert pages.replaced(pages.DOCS.read_text(), "storage", "new text").count("new text") == 1
+
+
+def test_a_run_keeps_what_it_does_not_repeat_and_what_failed_now(tmp_path):
+    def compare(name, known):
+        if name == "bad":
+            raise JudgeError("it does not run")
+        return {"runs": known.get("runs", 0) + 1}
+
+    chosen = Namespace(json=tmp_path / "found.json", write_docs=False)
+    assert running.each(["b", "a"], chosen, compare) == {"b": {"runs": 1}, "a": {"runs": 1}}
+    found = running.each(["bad", "a"], chosen, compare)
+    assert found == {"b": {"runs": 1}, "a": {"runs": 2}} == json.loads(chosen.json.read_text())
+    assert list(running.ordered(found, ["a", "b", "c"])) == ["a", "b"]

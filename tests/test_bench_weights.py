@@ -10,10 +10,10 @@ from onnx import helper, numpy_helper
 
 from tools import models
 from tools.bench import pages
-from tools.bench.quantization import judge, tasks
+from tools.bench.quantization import judge, session, tasks
 from tools.bench.quantization.task import Example, Prediction
 from tools.bench.quantization.tasks import language
-from tools.bench.weights import command, contestants, peer, tables, targets
+from tools.bench.weights import contestants, peer, tables, targets
 from tools.train import text
 
 
@@ -101,7 +101,12 @@ def test_judge_without_counted_arithmetic(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(text, "tokens", lambda split: np.arange(512 * 129) % 66)
     monkeypatch.setattr(language.Language, "model", lambda self: tmp_path / "m")
-    request = {"task": "chargpt", "samples": "none", "models": {"same": str(tmp_path / "m")}}
+    request = {
+        "task": "chargpt",
+        "model": str(tmp_path / "m"),
+        "samples": "none",
+        "models": {"same": str(tmp_path / "m")},
+    }
     facts = judge.judge(request | {"seconds": 0.02, "macs": False})
     assert facts["same"]["metric"] == facts["fp32"]["metric"] > 60
     assert "integer_macs" not in facts["same"] and set(facts["same"]["speed"]) == {
@@ -174,7 +179,7 @@ def test_table_has_size_and_speed():
 
 def test_contestants_of_earlier_runs_are_kept():
     before, after = _facts(rtn=_entry(), ours=_entry(1)), _facts(ours=_entry(2))
-    merged = command.updated(before, after)["contestants"]
+    merged = session.updated(before, after)["contestants"]
     assert merged["graphopt int4 only"]["metric"] == 2 and "ORT RTN int4" in merged
 
 

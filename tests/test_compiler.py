@@ -20,6 +20,7 @@ from graphopt.model import Model
 from graphopt.pipeline import Pass, Run
 from graphopt.proof import measure
 from graphopt.rewrite import any_, op
+from graphopt.runtime.worker import Worker
 from tests.support import compute, parse, serialized
 
 GRAPH = """g (float[n,4] x) => (float[n,4] y) <float[4] w = {1, 2, 3, 4}>
@@ -243,3 +244,51 @@ def test_lower_precision_is_not_judged_where_the_original_cannot_run(how):
     report = graphopt.optimize(proto, measure=False, **how).report
     assert report.evidence == "structural only"
     assert any("ONNX Runtime cannot load the original here" in note for note in report.notes)
+
+
+def test_sizes_that_run_are_looked_for_in_one_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((91, 64), np.float32), "w")
+    proto = parse(
+        "g (float[n, m] x, float[91, 64] w) => (float[k, 64] y) <int64[2] t = {-1, 91}>"
+        " { r = Reshape(x, t) y = MatMul(r, w) }"
+    )
+    del proto.graph.input[1:]
+    proto.graph.initializer.append(weight)
+    onnx.save(proto, tmp_path / "m.onnx")
+    opened, open_session = [], Worker.open
+
+    def counted(worker: Worker, model: object, *rest: object) -> object:
+        opened.append(model)
+        return open_session(worker, model, *rest)
+
+    monkeypatch.setattr(Worker, "open", counted)
+    report = graphopt.optimize(tmp_path / "m.onnx", store="fp16", measure=False).report
+    assert report.accuracy is not None and report.accuracy.achieved
+    assert opened.count(tmp_path / "m.onnx") < 10
+
+
+def wrongly_stated(known: bool) -> onnx.ModelProto:
+    """y has three dims, and two are stated; onnx sees it only if the target of the Reshape is known."""
+    return parse(
+        "g (float[n,4] x) => (float[n,d] y)"
+        " <int64[1] zero = {0}, int64[1] one = {1}, int64[1] four = {4}, int64[3] t = {1, -1, 4}> {"
+        " n = Shape(x) k = Gather(n, zero) s = Concat<axis=0>(one, k, four)"
+        f" y = Reshape(x, {'t' if known else 's'}) }}",
+        opset=13,
+    )
+
+
+def test_a_rewrite_that_shows_a_stated_shape_to_be_wrong_is_left_out() -> None:
+    proto = wrongly_stated(known=False)
+    onnx.checker.check_model(proto, full_check=True)
+    result = optimize(proto)
+    onnx.checker.check_model(serialized(result.model), full_check=True)
+    assert any("onnx infers otherwise than the model states" in one.reason for one in result.report.left_out)
+
+
+def test_an_original_that_contradicts_itself_is_said_to() -> None:
+    report = optimize(wrongly_stated(known=True), passes=[double_neg]).report
+    assert not report.left_out
+    assert any("onnx infers otherwise than the original itself states" in note for note in report.notes)

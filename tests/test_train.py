@@ -43,6 +43,21 @@ def test_windows_are_spread_and_do_not_overlap(book):
         text.windows("test", 400, 100)
 
 
+@pytest.mark.parametrize(("make", "weights"), [("resnet", 77_754), ("Recurrent", 49_354)])
+def test_networks_classify_each_image_alone(make, weights):
+    torch = pytest.importorskip("torch")
+    from tools.train import networks
+
+    torch.manual_seed(0)
+    network = getattr(networks, make)().eval()
+    assert sum(weight.numel() for weight in network.parameters()) == weights
+    images = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        logits = network(images)
+        assert logits.shape == (3, 10)
+        torch.testing.assert_close(network(images[1:2]), logits[1:2], rtol=0, atol=1e-5)
+
+
 def test_no_character_depends_on_those_that_follow():
     torch = pytest.importorskip("torch")
     from tools.train.gpt import CharacterGPT

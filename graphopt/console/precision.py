@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from graphopt.choices import UNBOUNDED
 from graphopt.console import units
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def layer_head(verbose: int) -> Sequence[str]:
 
 def layer_rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
     """The layers in lower precision, the noisiest first; unless asked for more only ten, on 80 columns."""
-    lowered = [layer for layer in report.layers if _is_lowered(layer) and _has_numbers(layer)]
+    lowered = [layer for layer in report.layers if _is_lowered(layer) and _tells(layer, verbose)]
     lowered.sort(key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
     for layer in lowered if verbose else lowered[:_WORST]:
         yield (
@@ -96,9 +97,10 @@ def _is_lowered(layer: LayerReport) -> bool:
     return layer.precision.startswith(("int", *_HALVES))
 
 
-def _has_numbers(layer: LayerReport) -> bool:
-    """Whether a row would tell more than that the layer is half, as most are."""
-    return layer.precision not in _HALVES or layer.sqnr_db is not None
+def _tells(layer: LayerReport, verbose: int) -> bool:
+    """Whether a row would hold more than a name."""
+    numbers = (layer.sqnr_db, layer.clipped, layer.low, layer.float_ms, layer.int8_ms)
+    return any(number is not None for number in numbers) or bool(verbose and layer.method)
 
 
 def _is_float(layer: LayerReport) -> bool:
@@ -131,7 +133,8 @@ def _change_ms(before: float | None, after: float | None) -> str:
 def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
     """The drop against its budget, the outputs' noise, and on what evidence."""
     within = f"{found.reason}: {_budget(found)}"
-    yield "accuracy", within if found.achieved else f"not achieved within {found.budget}: {found.reason}"
+    bound = "" if found.budget == UNBOUNDED else f" within {found.budget}"
+    yield "accuracy", within if found.achieved else f"not achieved{bound}: {found.reason}"
     after = found.after
     parts = []
     if after.lost is not None and after.gained is not None:
@@ -149,7 +152,7 @@ def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
 
 
 def _budget(found: AccuracyReport) -> str:
-    if found.budget == "none":
+    if found.budget == UNBOUNDED:
         return "what was asked for, at any cost; --max-drop bounds it"
     return f"within the budget of {found.budget}"
 

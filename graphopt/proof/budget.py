@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from graphopt.choices import UNBOUNDED
 from graphopt.errors import UsageError
 from graphopt.proof.accuracy import Score
 
@@ -93,7 +94,7 @@ class Budget:
         return math.isfinite(self.amount)
 
     def __str__(self) -> str:
-        return f"{self.amount:g}{' %' if self.relative else ''}" if self.is_bounded else "none"
+        return f"{self.amount:g}{' %' if self.relative else ''}" if self.is_bounded else UNBOUNDED
 
     def require_metric(self, exists: bool) -> None:
         """Refuse an amount of a metric that does not exist.

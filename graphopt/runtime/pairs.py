@@ -81,6 +81,36 @@ class Paired:
         """See :class:`Pairs`."""
         return Pairs(self)
 
+    def read(self, x: Array, y: Array, turn: int) -> tuple[Array, Array]:
+        """Rows [groups, n, columns] and [groups, n, channels/groups] of the same positions.
+
+        Args:
+            x, y: what a layer reads, and what is to come out.
+            turn: the number of the pair, on which the choice of positions depends.
+
+        Raises:
+            ValueError: one of them holds NaN or infinity, or they do not fit the layer.
+        """
+        rows, picked = self.moments.read(x, turn)
+        results = self._results(y, picked)
+        for part in (rows, results):
+            total = part.sum(axis=1, dtype=np.float64)
+            check_finite(total, total)
+        return rows, results
+
+    def share(self, turn: int) -> int:
+        """Where the pair of this number goes: 0 to what is fitted to, 1 to what judges."""
+        every = self.held_every
+        return 1 if every and turn % every == every - 1 else 0
+
+    def _results(self, y: Array, picked: Array) -> Array:
+        by_channel = channels(y, self.axis)
+        if by_channel.shape[1] != self.channels:
+            raise ValueError(f"the output has {by_channel.shape[1]} channels, not {self.channels}")
+        outer, inner = np.divmod(picked, by_channel.shape[2])
+        rows: Array = by_channel[outer, :, inner]
+        return rows.reshape(len(rows), self.moments.groups, -1).transpose(1, 0, 2)
+
     @property
     def nbytes(self) -> int:
         """Bytes of its sums."""
@@ -114,12 +144,8 @@ class Pairs:
         """
         if not x.size:
             return
-        rows, picked = self.kind.moments.read(x, self.arrays)
-        results = self._results(y, picked)
-        for part in (rows, results):
-            total = part.sum(axis=1, dtype=np.float64)
-            check_finite(total, total)
-        share = self._share(self.arrays)
+        rows, results = self.kind.read(x, y, self.arrays)
+        share = self.kind.share(self.arrays)
         self.arrays += 1
         self.count += rows.shape[1]
         self._waiting[share].append((rows, results))
@@ -133,26 +159,14 @@ class Pairs:
 
     @property
     def held(self) -> Sums:
-        """Over the arrays that judge."""
-        return self._all()[1]
+        """Over the arrays that judge; those that are fitted to if there are none."""
+        fit, held = self._all()
+        return held if held.count else fit
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
         return self.kind.nbytes
-
-    def _share(self, turn: int) -> int:
-        every = self.kind.held_every
-        return 1 if every and turn % every == every - 1 else 0
-
-    def _results(self, y: Array, picked: Array) -> Array:
-        """Rows [groups, n, channels/groups] of the output at the positions that were read."""
-        by_channel = channels(y, self.kind.axis)
-        if by_channel.shape[1] != self.kind.channels:
-            raise ValueError(f"the output has {by_channel.shape[1]} channels, not {self.kind.channels}")
-        outer, inner = np.divmod(picked, by_channel.shape[2])
-        rows: Array = by_channel[outer, :, inner]
-        return rows.reshape(len(rows), self.kind.moments.groups, -1).transpose(1, 0, 2)
 
     def _all(self) -> list[Sums]:
         for share in range(2):
@@ -178,3 +192,60 @@ class Pairs:
     def __getstate__(self) -> dict[str, Any]:
         self._all()
         return self.__dict__
+
+
+@dataclass(frozen=True)
+class PairedRows(Paired):
+    """As :class:`Paired`, but the rows themselves: for layers whose H is larger than all rows together."""
+
+    most: int = 2048
+
+    def start(self) -> RowPairs:  # type: ignore[override]
+        """See :class:`RowPairs`."""
+        return RowPairs(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its rows."""
+        return 4 * self.most * (self.moments.columns + self.channels)
+
+
+@dataclass
+class RowPairs:
+    """The first rows of both shares.
+
+    Attributes:
+        kind: what was asked for.
+        count: rows kept.
+        arrays: pairs of arrays seen.
+        rows: (x, y) of those that are fitted to, and of those that judge, float32 [n, columns] and
+            [n, channels].
+    """
+
+    kind: PairedRows
+    count: int = 0
+    arrays: int = 0
+    rows: list[list[tuple[Array, Array]]] = field(default_factory=lambda: [[], []])
+
+    def add(self, x: Array, y: Array) -> None:
+        """As :meth:`Pairs.add`; what exceeds ``most`` rows is not kept."""
+        if not x.size:
+            return
+        pair = self.kind.read(x, y, self.arrays)
+        share = self.kind.share(self.arrays)
+        self.arrays += 1
+        room = self.kind.most - self.count
+        kept = [np.asarray(part[0, :room], np.float32) for part in pair]
+        self.count += len(kept[0])
+        self.rows[share].append((kept[0], kept[1]))
+
+    def of(self, share: int) -> tuple[Array, Array]:
+        """All rows of one share: 0 is fitted to, 1 judges."""
+        empty = [np.zeros((0, size), np.float32) for size in (self.kind.moments.columns, self.kind.channels)]
+        x, y = zip(empty, *self.rows[share], strict=True)
+        return np.concatenate(x), np.concatenate(y)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.kind.nbytes

@@ -178,6 +178,12 @@ def test_a_report_without_lower_precision_says_nothing_of_it() -> None:
     assert not list(precision.layer_rows(report(), 0))
 
 
+def test_layers_without_numbers_make_no_table() -> None:
+    weight = LayerReport("w", "MatMul", "int4", method="gptq", block=32)
+    assert not list(precision.layer_rows(report(weight), verbose=0))
+    assert [row[0] for row in precision.layer_rows(report(weight), verbose=1)] == ["w"]
+
+
 def test_weights_are_counted_by_what_they_became() -> None:
     layers = [
         LayerReport("a", "MatMul", "int4", block=32, bytes_before=4000, bytes_after=600),

@@ -13,7 +13,7 @@ from graphopt.activations import Collector, Statistics
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.runtime.worker import Worker
-from graphopt.target import CPU
+from graphopt.target import CPU, Target
 from graphopt_passes.halve.hazards import beyond, hazards, requests, sizes
 from graphopt_passes.halve.limits import limits
 from graphopt_passes.halve.masks import soften
@@ -53,6 +53,15 @@ def test_a_norm_that_is_spelled_out_is_kept_without_any_samples(worker: Worker) 
     assert found.keys() == {"s", "v", "e", "r", "q"}
     assert set(found.values()) == {"it is part of a normalization that is spelled out"}
     assert kept(norm(), worker, half="bfloat16") == {}  # its squares overflow no sooner than float's
+
+
+@pytest.mark.parametrize(("scale", "is_kept"), [(1.0, False), (20.0, False), (70.0, True), (0.01, True)])
+def test_a_norm_whose_squares_keep_clear_of_both_ends_may_be_half(
+    scale: float, is_kept: bool, worker: Worker
+) -> None:
+    rows = np.linspace(-2, 2, 128, dtype=np.float32).reshape(64, 2).T  # squares up to 4, their mean above 1
+    found = kept(norm(), worker, {"x": np.ascontiguousarray(rows) * np.float32(scale)})
+    assert ("s" in found) is is_kept and ("q" in found) is is_kept
 
 
 def test_a_root_mean_square_that_multiplies(worker: Worker) -> None:
@@ -163,24 +172,38 @@ def test_what_a_mixed_model_computes_in_float(worker: Worker) -> None:
     assert kept(proto, worker).keys() == {"a", "b"}  # a weight that is only stored as half says nothing
 
 
-def test_what_is_quantized(worker: Worker) -> None:
-    proto = kit.model(
-        """g (float[2,4] x) => (float[2,4] y) {
-        q = QuantizeLinear(x, s, z)
-        d = DequantizeLinear(q, s, z)
-        a = Relu(d)
-        r = QuantizeLinear(a, s, z)
-        e = DequantizeLinear(r, s, z)
-        b = Neg(e)
-        y = Exp(b)
-    }""",
-        s=kit.scalar(0.1),
-        z=np.array(0, np.int8),
-    )
-    assert {name: why for name, why in kept(proto, worker).items() if why == "it is quantized"}.keys() == {
-        "a",
-        "b",
-    }
+QUANTIZED = """g (float[2,4] x) => (float[2,4] y) {
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    a = Relu(d)
+    r = QuantizeLinear(a, s, z)
+    e = DequantizeLinear(r, s, z)
+    b = Neg(e)
+    y = Exp(b)
+}"""
+
+
+def on_integers(scale: float = 0.1) -> onnx.ModelProto:
+    return kit.model(QUANTIZED, s=kit.scalar(scale), z=np.array(0, np.int8))
+
+
+def test_what_is_quantized_is_kept_for_the_integer_kernels_of_cpus(worker: Worker) -> None:
+    reasons = kept(on_integers(), worker)
+    assert {name for name, why in reasons.items() if why == "it is quantized"} == {"a", "b"}
+    model = Model.of(on_integers())
+    assert hazards(model, Run(Target.named("cuda"), worker), "float16", Statistics()) == {}
+
+
+@pytest.mark.parametrize(("scale", "is_kept"), [(2.0**-16, False), (1e-5, False), (1.03e-6, True)])
+def test_scales_that_lose_digits(scale: float, is_kept: bool, worker: Worker) -> None:
+    model = Model.of(on_integers(scale))
+    found = hazards(model, Run(Target.named("cuda"), worker), "float16", Statistics())
+    assert found.keys() == ({"q", "d", "r", "e"} if is_kept else set())
+
+
+def test_a_logarithm_of_what_is_kept_from_zero(worker: Worker) -> None:
+    text = "g (float[2,4] x) => (float[2,4] y) { m = Max(x, c) l = Log(m) y = Neg(l) }"
+    assert kept(kit.model(text, c=kit.scalar(1e-10)), worker) == dict.fromkeys("ml", "1e-10 is 0 in float16")
 
 
 def test_sizes_are_means_over_the_samples(worker: Worker) -> None:

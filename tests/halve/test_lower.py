@@ -220,3 +220,41 @@ def test_what_chooses_ranges_is_refused(tmp_path: Path) -> None:
         lowered(models.path("fashion_mlp"), ranges="kl")
     with pytest.raises(UsageError, match="--save-calibration: bf16 chooses no ranges"):
         lowered(models.path("fashion_mlp"), "bf16", save_calibration=tmp_path / "c.json")
+
+
+def test_casts_of_what_callers_may_override_are_named() -> None:
+    text = "g (float[N,64] x, float[64,64] w) => (float[N,64] y) { y = MatMul(x, w) }"
+    weight = (np.random.default_rng(0).standard_normal((64, 64)) / 8).astype(np.float32)
+    notes = lowered(kit.model(text, w=weight)).report.notes
+    assert any(note.startswith("1 of these convert weights that callers may override") for note in notes)
+    frozen = lowered(kit.model(text, w=weight), freeze_initializers=True).report.notes
+    assert not any("callers may override" in note for note in frozen)
+
+
+def test_a_quantized_model_is_half_between_its_integers_on_a_gpu() -> None:
+    rng = np.random.default_rng(0)
+    proto = kit.model(
+        """g (float[N,32] x) => (float[N,32] y) {
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        w = DequantizeLinear(i, t, z)
+        b = DequantizeLinear(c, u)
+        p = MatMul(d, w)
+        y = Add(p, b)
+    }""",
+        s=kit.scalar(0.05),
+        z=np.array(0, np.int8),
+        i=rng.integers(-127, 127, (32, 32), np.int8),
+        t=kit.scalar(0.01),
+        c=rng.integers(-(10**6), 10**6, 32).astype(np.int32),
+        u=kit.scalar(1.3e-6),
+    )
+    result = lowered(proto)
+    found = serialized(result.model)
+    assert result.report.accuracy is not None and result.report.accuracy.int8_macs == 1
+    assert Counter(node.op_type for node in found.graph.node)["Cast"] == 1  # the input is quantized as it is
+    assert types(found)["d"] == FLOAT16 and types(found)["q"] == onnx.TensorProto.INT8
+    assert "opset 17 of domain '' became 19" in result.report.notes
+    x = {"x": kit.normal(4, 32)}
+    (expected,), (other,) = compute(proto, x), compute(found, x)
+    np.testing.assert_allclose(other, expected, rtol=0, atol=4e-3 * np.abs(expected).max())

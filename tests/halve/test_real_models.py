@@ -39,6 +39,9 @@ def cached() -> list[str]:
     return [name for name in known if models.recipes()[name].seed is None]
 
 
+ON_INTEGERS = ("ddddocr_old",)  # all of its products are of integers; no Cast between them is worth it
+
+
 def samples(name: str, model: Model) -> Samples:
     """Three samples of the recipe's shapes."""
     recipe, inputs = models.recipes()[name], {value.name: value for value in model.ir.graph.inputs}
@@ -82,4 +85,4 @@ def test_a_real_model_is_half_and_sound(name: str, half: str, worker: Worker) ->
     judge = HeldOut(worker, worker.pool.write(original), given, target=REFERENCE, threads=1)
     score = judge.score(worker.pool.write(rounded))
     assert all(one.sqnr_db is None or one.sqnr_db > LEAST_DB[half] for one in score.outputs)
-    assert found.nodes
+    assert found.nodes or name in ON_INTEGERS

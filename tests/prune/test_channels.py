@@ -11,9 +11,7 @@ import graphopt
 from tests.support import compute, serialized
 from tools import models
 
-FOLDER = models.RECIPES.parent
-CALIBRATION, TEST = str(FOLDER / "fashion_calibration.npz"), str(FOLDER / "fashion_test.npz")
-DATA = {"data": CALIBRATION, "eval": TEST, "calibration_limit": 200, "threads": 1, "measure": False}
+from .conftest import FOLDER, Images
 
 
 def redundant(width: int = 32) -> onnx.ModelProto:
@@ -68,12 +66,14 @@ def test_every_selection_removes_what_was_asked_for(select: str) -> None:
     assert [row.kept for row in result.report.pruned if row.kept] == ["24 of 32 channels"]
 
 
-def test_a_trained_model_at_half_the_products_keeps_its_accuracy() -> None:
-    result = graphopt.optimize(models.path("fashion_cnn"), channels=0.5, objective="macs", **DATA)
+def test_a_trained_model_at_half_the_products_keeps_its_accuracy(images: Images) -> None:
+    """With as many samples as users have: what few samples say of 2 % is noise."""
+    every = {**images, "calibration_limit": None, "eval": str(FOLDER / "fashion_test.npz")}
+    result = graphopt.optimize(models.path("fashion_cnn"), channels=0.5, objective="macs", **every)
     report = result.report
     assert report.accuracy is not None
     assert report.accuracy.after.metric is not None and report.accuracy.before.metric is not None
-    assert report.accuracy.after.metric > report.accuracy.before.metric - 2
+    assert report.accuracy.after.metric >= report.accuracy.before.metric - 1
     assert report.after is not None and report.before is not None
     assert report.after.parameters < 0.6 * report.before.parameters
     rows = {row.name: row for row in report.pruned}
@@ -108,9 +108,9 @@ def test_layers_that_are_named_keep_their_channels() -> None:
     assert any("--channels not achieved" in note for note in result.report.notes)
 
 
-def test_integers_come_behind_channels_in_one_run() -> None:
+def test_integers_come_behind_channels_in_one_run(images: Images) -> None:
     report = graphopt.optimize(
-        models.path("fashion_cnn"), channels=0.4, objective="macs", precision="int8", **DATA
+        models.path("fashion_cnn"), channels=0.4, objective="macs", precision="int8", **images
     ).report
     assert any(row.kept for row in report.pruned)
     assert any(layer.precision == "int8" for layer in report.layers)

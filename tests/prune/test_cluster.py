@@ -14,14 +14,12 @@ from graphopt import graph as g
 from tests.support import compute, ops, serialized
 from tools import models
 
-FOLDER = models.RECIPES.parent
-CALIBRATION, TEST = str(FOLDER / "fashion_calibration.npz"), str(FOLDER / "fashion_test.npz")
-DATA = {"data": CALIBRATION, "eval": TEST, "calibration_limit": 100, "threads": 1, "measure": False}
+from .conftest import Images
 
 
 @pytest.mark.parametrize(("bits", "share"), [(4, 0.2), (8, 0.35)])
-def test_a_trained_model_gets_smaller_and_its_cost_is_told(bits: int, share: float) -> None:
-    result = graphopt.optimize(models.path("fashion_mlp"), cluster=bits, **DATA)
+def test_a_trained_model_gets_smaller_and_its_cost_is_told(bits: int, share: float, images: Images) -> None:
+    result = graphopt.optimize(models.path("fashion_mlp"), cluster=bits, **images)
     report = result.report
     assert report.before is not None and report.after is not None and report.accuracy is not None
     assert report.after.file_bytes < share * report.before.file_bytes
@@ -31,14 +29,14 @@ def test_a_trained_model_gets_smaller_and_its_cost_is_told(bits: int, share: flo
     assert all(layer.error is not None and layer.error < (0.05 if bits == 4 else 1e-3) for layer in changed)
     after = serialized(result.model)
     onnx.checker.check_model(after, full_check=True)
-    feeds = {"input": np.load(TEST)["input"][:64]}
+    feeds = {"input": np.load(images["eval"])["input"][:64]}
     before = onnx.load(models.path("fashion_mlp"))
     (exact,), (found,) = compute(before, feeds), compute(after, feeds)
     assert np.mean(exact.argmax(1) == found.argmax(1)) > 0.9
 
 
-def test_a_second_run_changes_nothing() -> None:
-    once = graphopt.optimize(models.path("fashion_mlp"), cluster=4, **DATA).model
+def test_a_second_run_changes_nothing(images: Images) -> None:
+    once = graphopt.optimize(models.path("fashion_mlp"), cluster=4, **images).model
     twice = graphopt.optimize(serialized(once), measure=False).model
     assert ops(twice) == ops(once)
     assert twice.file_size() <= once.file_size()
@@ -57,15 +55,15 @@ def test_nothing_is_decoded_in_a_run(tmp_path: Path) -> None:
     assert not {"Gather", "Cast"} & in_run
 
 
-def test_each_weight_has_no_more_values_than_indices_can_name() -> None:
-    model = graphopt.optimize(models.path("fashion_mlp"), cluster=4, **DATA).model
+def test_each_weight_has_no_more_values_than_indices_can_name(images: Images) -> None:
+    model = graphopt.optimize(models.path("fashion_mlp"), cluster=4, **images).model
     tables = [node.inputs[0] for node in g.nodes(model.ir) if node.op_type == "Gather"]
     assert tables
     assert all(len(np.unique(g.array(table))) <= 16 for table in tables)
 
 
-def test_a_budget_leaves_out_what_costs_too_much() -> None:
-    result = graphopt.optimize(models.path("fashion_mlp"), cluster=4, max_drop="0.01%", **DATA)
+def test_a_budget_leaves_out_what_costs_too_much(images: Images) -> None:
+    result = graphopt.optimize(models.path("fashion_mlp"), cluster=4, max_drop="0.01%", **images)
     assert result.report.accuracy is not None
     kinds = {bool(layer.kept) for layer in result.report.pruned}
     if result.report.accuracy.achieved:

@@ -12,9 +12,7 @@ from graphopt.errors import ParityError
 from tests.support import compute, ops, serialized
 from tools import models
 
-FOLDER = models.RECIPES.parent
-CALIBRATION, TEST = str(FOLDER / "fashion_calibration.npz"), str(FOLDER / "fashion_test.npz")
-DATA = {"data": CALIBRATION, "eval": TEST, "calibration_limit": 200, "threads": 1, "measure": False}
+from .conftest import Images
 
 
 def low_rank_model(noise: float = 0.0) -> onnx.ModelProto:
@@ -50,16 +48,16 @@ def test_without_data_the_weights_decide() -> None:
     assert any("pruned without data" in note for note in result.report.notes)
 
 
-def test_a_share_is_done_at_any_cost_which_is_told() -> None:
-    report = graphopt.optimize(models.path("fashion_cnn"), rank=0.5, **DATA).report
+def test_a_share_is_done_at_any_cost_which_is_told(images: Images) -> None:
+    report = graphopt.optimize(models.path("fashion_cnn"), rank=0.5, **images).report
     assert report.accuracy is not None and report.accuracy.budget == "none" and report.accuracy.achieved
     saved = sum((one.macs_before or 0) - (one.macs_after or 0) for one in report.pruned if one.kept)
     assert saved > 0.5 * 2.6e6  # of 2.7 M multiply-accumulates
     assert any(note.startswith("removed ") for note in report.notes)
 
 
-def test_with_a_budget_the_share_is_the_most() -> None:
-    report = graphopt.optimize(models.path("fashion_cnn"), rank=0.6, max_drop="0.4%", **DATA).report
+def test_with_a_budget_the_share_is_the_most(images: Images) -> None:
+    report = graphopt.optimize(models.path("fashion_cnn"), rank=0.6, max_drop="0.4%", **images).report
     accuracy = report.accuracy
     assert accuracy is not None and accuracy.budget == "0.4 %"
     assert accuracy.achieved
@@ -68,8 +66,8 @@ def test_with_a_budget_the_share_is_the_most() -> None:
     assert any(one.kept for one in report.pruned)
 
 
-def test_every_layer_that_stays_has_a_reason() -> None:
-    report = graphopt.optimize(models.path("fashion_residual"), rank="auto", **DATA).report
+def test_every_layer_that_stays_has_a_reason(images: Images) -> None:
+    report = graphopt.optimize(models.path("fashion_residual"), rank="auto", **images).report
     assert report.pruned
     assert all(one.reason for one in report.pruned if not one.kept)
     assert all(one.error is not None for one in report.pruned if one.kept)
@@ -83,17 +81,18 @@ def test_what_is_kept_stays() -> None:
         graphopt.optimize(low_rank_model(), rank="auto", keep=["MatMul"], measure=False, strict=True)
 
 
-def test_stages_behind_a_share_are_judged_beside_its_result() -> None:
+def test_stages_behind_a_share_are_judged_beside_its_result(images: Images) -> None:
     """Halves of what is left cost next to nothing, however much the share cost before."""
-    report = graphopt.optimize(models.path("fashion_cnn"), rank=0.6, store="fp16", **DATA).report
+    report = graphopt.optimize(models.path("fashion_cnn"), rank=0.6, store="fp16", **images).report
     assert report.layers and all(one.precision == "float16" for one in report.layers)
     assert report.accuracy is not None and report.accuracy.budget == "none"
-    assert report.accuracy.before.metric == pytest.approx(91.55)
+    assert report.accuracy.before.metric is not None and report.accuracy.before.metric > 88
+    assert any(note.startswith("storage as fp16, beside the pruned model") for note in report.notes)
 
 
-def test_a_combination_shares_a_budget() -> None:
+def test_a_combination_shares_a_budget(images: Images) -> None:
     report = graphopt.optimize(
-        models.path("fashion_mlp"), rank="auto", store="fp16", max_drop="1%", **DATA
+        models.path("fashion_mlp"), rank="auto", store="fp16", max_drop="1%", **images
     ).report
     assert report.accuracy is not None and report.accuracy.achieved and report.accuracy.budget == "1 %"
 

@@ -7,15 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from graphopt_passes.prune.readers import Reader
+from graphopt_passes.prune.readers import Seen
 from graphopt_passes.prune.selection import Order, ordered
 
 
-def reader(x: np.ndarray, rows: np.ndarray, size: int = 1, damp: float = 1e-9) -> Reader:
+def reader(x: np.ndarray, rows: np.ndarray, size: int = 1, damp: float = 1e-9) -> Seen:
     """A layer of these rows on inputs x [n, columns], with units of so many columns."""
     columns = np.arange(x.shape[1]).reshape(-1, size)
     h = x.T @ x + damp * np.eye(x.shape[1])
-    return Reader(rows.copy(), h, float(np.square(x @ rows.T).sum()), columns)
+    return Seen(rows.copy(), h, float(np.square(x @ rows.T).sum()), columns)
 
 
 def lost(x: np.ndarray, rows: np.ndarray, kept: np.ndarray) -> float:

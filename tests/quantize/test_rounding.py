@@ -148,3 +148,18 @@ def test_moments_that_do_not_fit_are_refused() -> None:
         feedback(w, one, np.ones((3, 3, 3)))
     with pytest.raises(ValueError, match="NaN or infinity"):
         feedback(w, one, np.full((3, 3), np.nan))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_was_pruned_stays_zero(groups: int) -> None:
+    """Zeros take no error of others, and the others still make up for each other."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((groups, 500, 24)) @ rng.standard_normal((24, 24))
+    moments = x.swapaxes(1, 2) @ x
+    w = rng.standard_normal((8, 24)) * (rng.random((8, 24)) < 0.5)
+    scales = np.abs(w).max(axis=1) / 7
+    found = feedback(w, scales, moments, bits=4)
+    assert not found[w == 0].any()
+    nearest = np.clip(np.rint(w / scales[:, None]), -7, 7)
+    errors = [output_error(one * scales[:, None] - w, moments).sum() for one in (found, nearest)]
+    assert errors[0] < errors[1]

@@ -170,3 +170,12 @@ def test_the_last_block_of_a_row_may_be_shorter() -> None:
     assert blocked(heavy(3, 70), 32).shape == (3, 3, 32)
     w = heavy(3, 70)
     assert nearest(w, 8, 32).real().shape == w.shape
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_was_pruned_stays_zero(symmetric: bool) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 64)) @ rng.standard_normal((64, 64))
+    w = (rng.standard_normal((8, 64)) * (rng.random((8, 64)) < 0.5)).astype(np.float32)
+    found = fitted(w, x.T @ x, 4, 32, symmetric=symmetric).real()
+    assert not found[w == 0].any()

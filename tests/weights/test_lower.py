@@ -79,7 +79,19 @@ def test_eight_bits_need_no_newer_opset() -> None:
     text = "g (float[M, 128] x) => (float[M, 64] y) { y = MatMul (x, w) }"
     result = lowered(build(text, opset=13, w=normal(128, 64)), "int8-weights", max_drop="20%")
     assert result.model.ir.opset_imports[""] == 13
-    assert [(one.precision, one.block, one.fused) for one in result.report.layers] == [("int8", 128, True)]
+    assert [(one.precision, one.block, one.fused) for one in result.report.layers] == [("int8", 128, None)]
+
+
+def test_products_of_eight_bits_are_float_on_cpus_whose_kernels_would_round_their_inputs() -> None:
+    text = "g (float[M, 128] x) => (float[M, 64] y) { y = MatMul (x, w) }"
+    proto = build(text, opset=13, w=normal(128, 64))
+    cpu, gpu = (lowered(proto, "int8-weights", target=name, max_drop="20%") for name in ("cpu", "cuda"))
+    (layer,) = cpu.report.layers
+    assert "MatMulNBits" not in ops(cpu.model) and "its kernel would round" in layer.reason
+    assert ops(gpu.model)["MatMulNBits"] == 1 and gpu.report.layers[0].fused
+    assert cpu.report.accuracy is not None and gpu.report.accuracy is not None
+    before, after = (one.report.accuracy.after.sqnr_db for one in (gpu, cpu))  # both judged on this CPU
+    assert before is not None and after is not None and after > before + 1
 
 
 def two_products() -> onnx.ModelProto:
@@ -116,7 +128,7 @@ def test_where_no_choice_keeps_the_budget_the_model_stays_as_it_is() -> None:
 
 def test_a_model_without_weights_stays_as_it_is() -> None:
     result = lowered(build("g (float[M, 4] x) => (float[M, 4] y) { y = Relu (x) }"))
-    assert any("there is no weight" in note for note in result.report.notes)
+    assert any("there is no float32 weight" in note for note in result.report.notes)
 
 
 def test_weights_with_nan_are_left_out() -> None:
@@ -186,6 +198,19 @@ def test_measured_it_is_no_slower() -> None:
     assert all("made float when the model is loaded" in one.reason for one in decoded)
 
 
+def test_where_kernels_are_measured_to_be_slower_the_weights_stay_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = iter(["0.5x", ""])
+    monkeypatch.setattr("graphopt_passes.weights.lower.slower", lambda *_: next(found))
+    result = lowered(models.path("fashion_mlp"), max_drop="20%")
+    assert "MatMulNBits" not in ops(result.model)
+    assert {one.precision for one in result.report.layers} == {"int4"}
+    monkeypatch.setattr("graphopt_passes.weights.lower.slower", lambda *_: "0.5x")
+    refused = lowered(models.path("fashion_mlp"), max_drop="20%")
+    assert any("it is slower: 0.5x" in note for note in refused.report.notes)
+
+
 CONFLICTS = {
     "block size alone": ({"block_size": 32}, "--block-size needs --precision"),
     "rounding of int8": (
@@ -245,3 +270,30 @@ def test_weights_that_sum_up_single_numbers_stay() -> None:
 def test_there_may_be_nothing_left_to_store() -> None:
     result = lowered(models.path("fashion_mlp"), "fp16", target="cuda", store="fp16", strict=True)
     assert any("no float32 weight is left" in note for note in result.report.notes)
+
+
+NOT_FLOAT = {
+    "overridable": (
+        "g (float[M, 64] x, float[64, 64] w) => (float[M, 64] y) { y = MatMul (x, w) }",
+        normal(64, 64),
+        "callers may override it; if none does, use --freeze-initializers",
+    ),
+    "float16": (
+        "g (float16[M, 64] x) => (float16[M, 64] y) { y = MatMul (x, w) }",
+        normal(64, 64).astype(np.float16),
+        "it is float16 already",
+    ),
+    "int8": (
+        "g (uint8[M, 64] x) => (int32[M, 64] y) { y = MatMulInteger (x, w) }",
+        RNG.integers(-128, 127, (64, 64), np.int8),
+        "it is int8 already",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FLOAT)
+def test_a_weight_that_is_no_constant_of_floats_has_its_own_reason(case: str) -> None:
+    text, w, reason = NOT_FLOAT[case]
+    report = lowered(build(text, w=w)).report
+    assert [(one.name, one.precision, one.reason) for one in report.layers] == [("w", "float32", reason)]
+    assert any(f"1x {reason}" in note for note in report.notes)

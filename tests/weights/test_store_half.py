@@ -15,6 +15,7 @@ from onnx import numpy_helper, parser
 
 import graphopt
 from graphopt import registry
+from graphopt.errors import UsageError
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.precision import Outcome, Task
@@ -152,8 +153,17 @@ def test_a_weight_that_several_nodes_read_is_stored_once(worker: Worker) -> None
 
 def test_what_callers_may_override_stays(worker: Worker) -> None:
     text = "g (float[4, 64] x, float[64, 64] w) => (float[4, 64] y) { y = MatMul (x, w) }"
-    model, _ = run_passes(build(text, w=normal(64, 64)), StoreHalf(), worker=worker)
+    proto = build(text, w=normal(64, 64))
+    model, _ = run_passes(proto, StoreHalf(), worker=worker)
     assert stored(model) == {"w": ir.DataType.FLOAT}
+    report = graphopt.optimize(proto, store="fp16", measure=False).report
+    assert [(one.name, one.precision) for one in report.layers] == [("w", "float32")]
+    assert any("callers may override it; if none does, use --freeze-init" in note for note in report.notes)
+
+
+def test_a_type_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="no type 'bf17'; its types are fp16 and bf16"):
+        registry.parse("store-half{type=bf17}")
 
 
 def with_entry(value: float, *shape: int) -> np.ndarray:
@@ -166,6 +176,11 @@ REFUSED = {
     "beyond the range": (PRODUCT, with_entry(65520.0, 64, 32), "1 of 2,048 numbers are beyond the range"),
     "a mask": (PRODUCT, with_entry(-1e9, 64, 32), "1 of 2,048 numbers are beyond the range"),
     "all tiny": (PRODUCT, normal(64, 32, scale=1e-7), "too small for half precision"),
+    "whole numbers": (
+        "g (float[64, 32] x) => (float[64, 32] y) { y = Mul (x, w) }",
+        np.arange(1024, 3072, dtype=np.float32).reshape(64, 32),
+        "it holds whole numbers, of which 512 of 2,048 would become others",
+    ),
     "a divisor": (
         "g (float[64, 32] x) => (float[64, 32] y) { y = Div (x, w) }",
         with_entry(1e-9, 64, 32),
@@ -188,6 +203,7 @@ def test_what_half_precision_cannot_hold_stays_and_is_named(case: str, worker: W
 ACCEPTED = {
     "the largest": with_entry(65504.0, 64, 32),
     "rounds down to the largest": with_entry(65519.0, 64, 32),
+    "whole numbers that it holds": np.arange(2048, dtype=np.float32).reshape(64, 32),
     "infinity": with_entry(-np.inf, 64, 32),
     "tiny ones among large": with_entry(1e-12, 64, 32),
 }
@@ -229,6 +245,7 @@ def test_a_trained_model_keeps_its_decisions_at_half_the_size() -> None:
     report = result.report
     assert report.before is not None and report.after is not None and report.accuracy is not None
     assert report.after.file_bytes < 0.51 * report.before.file_bytes
+    assert (report.store, report.precision) == ("fp16", None)
     assert {layer.precision for layer in report.layers} == {"float16"}
     assert report.accuracy.achieved and report.accuracy.after.sqnr_db is not None
     assert report.accuracy.after.sqnr_db > 60  # 2⁻¹¹ of each weight is 66 dB
@@ -254,6 +271,25 @@ def test_storage_that_fails_takes_nothing_from_what_was_achieved_before(
     both = graphopt.optimize(models.path("fashion_mlp"), store="fp16", **options).report
     assert both.accuracy == alone.accuracy and both.layers == alone.layers
     assert "storage as fp16 not achieved, the model stays as it is: it costs too much" in both.notes
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_only_weights_that_cost_too_much_stay(seed: int) -> None:
+    """a and b are all but equal, so that rounding either is all that is left of their difference."""
+    rng = np.random.default_rng(seed)
+    w, a = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    b = a + 1e-4 * rng.standard_normal((64, 64)).astype(np.float32)
+    text = """g (float[4, 64] x) => (float[4, 64] y, float[4, 64] z)
+        { y = MatMul (x, w)  p = MatMul (x, a)  q = MatMul (x, b)  z = Sub (p, q) }"""
+    proto = build(text, w=w, a=a, b=b)
+    report = graphopt.optimize(proto, store="bf16", measure=False).report
+    assert {layer.name: layer.precision for layer in report.layers} == {
+        "w": "bfloat16",
+        "a": "float32",
+        "b": "float32",
+    }
+    assert all(layer.reason.startswith("costs accuracy") for layer in report.layers if layer.name != "w")
+    assert report.accuracy is not None and report.accuracy.achieved
 
 
 def test_the_names_of_both_tables_agree() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from tools import models
 from tools.bench import contestants, peers, tables
 from tools.bench.half import command as half
+from tools.bench.pruning import command as pruning
+from tools.bench.pruning import memory as pruning_memory
 from tools.bench.quantization import calibration
 from tools.bench.quantization import command as quantization
 from tools.bench.storage import command as storage
@@ -39,6 +41,8 @@ def main() -> None:
     half.add(commands)
     storage.add(commands)
     weights.add(commands)
+    pruning.add(commands)
+    pruning_memory.add(commands)
     options = parser.parse_args()
     options.run(options)
 

@@ -23,6 +23,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # with the epochs 
     "fashion_cnn": (networks.cnn, 5),
     "fashion_residual": (networks.residual, 6),
     "fashion_vit": (networks.VisionTransformer, 8),
+    "fashion_resnet": (networks.resnet, 4),
+    "fashion_lstm": (networks.Recurrent, 5),
 }
 
 

@@ -8,39 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tools.train.networks import Block
+
 CONTEXT = 128
-
-
-class CausalAttention(nn.Module):
-    """Multi-head self-attention to what came before."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, sequence, width] to the same."""
-        split = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = split.unbind(0)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """Attention, then two dense layers, each behind a layer normalization and beside a shortcut."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), CausalAttention(width, heads))
-        dense = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        self.dense = nn.Sequential(nn.LayerNorm(width), *dense)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, sequence, width] to the same."""
-        x = x + self.attention(x)
-        return x + self.dense(x)  # type: ignore[no-any-return]
 
 
 class CharacterGPT(nn.Module):
@@ -50,7 +20,7 @@ class CharacterGPT(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(characters, width)
         self.positions = nn.Embedding(CONTEXT, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads, factor=4, causal=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.apply(initialize)
 

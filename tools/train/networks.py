@@ -85,12 +85,57 @@ def residual() -> nn.Module:
     )
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention."""
+class Basic(nn.Module):
+    """Two 3×3 convolutions beside a shortcut, each with batch normalization (He et al., 2016)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.first = convolution(width_in, width, 3, stride)
+        self.second = convolution(width, width, 3)
+        same = width_in == width and stride == 1
+        self.shortcut = nn.Identity() if same else convolution(width_in, width, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, width_in, h, w] to [batch, width, h / stride, w / stride]."""
+        inner = self.second(torch.relu(self.first(x)))
+        return torch.relu(inner + self.shortcut(x))
+
+
+def resnet() -> nn.Module:
+    """A ResNet of three basic blocks, whose convolutions hold nearly all of its weights."""
+    return nn.Sequential(
+        convolution(1, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        Basic(16, 16, stride=1),
+        Basic(16, 32, stride=2),
+        Basic(32, 64, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+class Recurrent(nn.Module):
+    """An LSTM that reads an image row by row; its last state is classified."""
+
+    def __init__(self, width: int = 96) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(28, width, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to logits."""
+        states, _ = self.lstm(x.squeeze(1))
+        return self.head(states[:, -1])  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, to all tokens or only to those before."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -98,17 +143,20 @@ class Attention(nn.Module):
         """[batch, tokens, width] to the same."""
         split = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = split.unbind(0)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """Attention, then two dense layers, each behind a layer normalization and beside a shortcut."""
+    """Attention, then two dense layers, each behind a layer normalization and beside a shortcut.
 
-    def __init__(self, width: int, heads: int) -> None:
+    The dense layers are ``factor`` times as wide in between.
+    """
+
+    def __init__(self, width: int, heads: int, *, factor: int, causal: bool = False) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
-        dense = nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads, causal))
+        dense = nn.Linear(width, factor * width), nn.GELU(), nn.Linear(factor * width, width)
         self.dense = nn.Sequential(nn.LayerNorm(width), *dense)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,7 +172,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(1, width, 4, stride=4)
         self.positions = nn.Parameter(0.02 * torch.randn(1, 49, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads, factor=2) for _ in range(depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,13 +24,16 @@ from graphopt.pipeline import Run
 from graphopt.precision import Outcome, Task
 from graphopt.report import PrunedLayer
 from graphopt.runtime.moments import Gram
+from graphopt.samples.sampling import Sample
 from graphopt_passes.prune.allocation import Choice, allocate
-from graphopt_passes.prune.costs import Costs, milliseconds
+from graphopt_passes.prune.costs import Costs, Times
 from graphopt_passes.prune.search import Attempt, searched
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.quantize.shares import FITTING, Shares
+from graphopt_passes.refit.behind import fit_behind
 from graphopt_passes.refit.linear import Linear, linear_layers
+from graphopt_passes.refit.samples import fitting_samples
 
 
 class Fitted(Protocol):
@@ -182,27 +185,38 @@ class _Stage:
         return fitted.kept(size)
 
     def make(self, share: float) -> Attempt:
-        """Give layers the form so that a share of the cost goes."""
-        while chosen := allocate(self.choices, share):
+        """Give layers the form so that a share of the cost goes; less if some gain nothing."""
+        chosen = allocate(self.choices, share)
+        while chosen:
             model, added = self._build(chosen)
-            times = milliseconds(self.task, model) if self._saves_time else {}
+            times = Times.of(self.task, model) if self.task.measured else None
             slower = [name for name in chosen if times and self._told_slower(name, added[name], times)]
             if not slower:
+                self._refit(model, chosen)
                 return self._attempt(model, chosen, added, times)
+            chosen = {name: size for name, size in chosen.items() if name not in slower}
         told = f"there is no layer for which it is worth it ({self.form.technique})"
         return Attempt(None, 0.0, tuple(self.refused.values()), told)
 
-    @property
-    def _saves_time(self) -> bool:
-        return self.task.measured and self.task.options.objective == "latency"
+    def _refit(self, model: Model, chosen: Mapping[str, int]) -> None:
+        """Fit what stands for changed layers, and all layers behind them, in place."""
+        if self.task.options.refit and self.task.options.data is not None:
+            changed = dict.fromkeys(chosen)
+            fit_behind(self.task, self.base, model, self.task.new_run(), changed, self.samples)
 
-    def _told_slower(self, name: str, added: Sequence[str], times: Mapping[str, float]) -> bool:
-        """Whether a layer takes longer than it did; if so it is refused."""
-        before, after = self.costs.milliseconds.get(name, 0.0), _time(name, added, times)
-        if after < before:
+    @cached_property
+    def samples(self) -> Sequence[Sample]:
+        return fitting_samples(self.task)
+
+    def _told_slower(self, name: str, added: Sequence[str], times: Times) -> bool:
+        """Whether a layer that is to save time takes longer than it did; if so it is refused."""
+        before = self.costs.times
+        if before is None or self.task.options.objective != "latency":
             return False
-        reason = f"it would take {after:.3g} ms, and takes {before:.3g} ms"
-        self._refuse(name, self.layers[name].op, reason)
+        if times.share((name, *added), before) < before.share([name], before):
+            return False
+        told = f"it would take {times.milliseconds((name, *added)):.3g} ms"
+        self._refuse(name, self.layers[name].op, f"{told}, and takes {before.milliseconds([name]):.3g} ms")
         return True
 
     def _build(self, chosen: Mapping[str, int]) -> tuple[Model, dict[str, Sequence[str]]]:
@@ -220,7 +234,7 @@ class _Stage:
         model: Model,
         chosen: Mapping[str, int],
         added: Mapping[str, Sequence[str]],
-        times: Mapping[str, float],
+        times: Times | None,
     ) -> Attempt:
         costs = self.costs.shares
         share = sum(
@@ -233,7 +247,7 @@ class _Stage:
         told = f"{share:.0%} of the {self.costs.unit} in {layers} ({self.form.technique})"
         return Attempt(model, share, (*rows, *idle, *self.refused.values()), told)
 
-    def _row(self, name: str, size: int, added: Sequence[str], times: Mapping[str, float]) -> PrunedLayer:
+    def _row(self, name: str, size: int, added: Sequence[str], times: Times | None) -> PrunedLayer:
         layer, fitted, macs = self.layers[name], self.fitted[name], self.costs.macs.get(name, 0)
         return PrunedLayer(
             name,
@@ -245,8 +259,8 @@ class _Stage:
             fitted.numbers(size),
             macs or None,
             round(macs * fitted.kept(size)) or None,
-            self.costs.milliseconds.get(name),
-            _time(name, added, times) if times else None,
+            self.costs.times.milliseconds([name]) if self.costs.times else None,
+            times.milliseconds((name, *added)) if times else None,
         )
 
     def _whole(self, name: str) -> PrunedLayer:
@@ -261,7 +275,3 @@ def _told(node: ir.Node, reason: str) -> str:
     if weight is not None and weight.is_initializer() and weight.is_graph_input():
         return "callers may override its weight (--freeze-initializers)"
     return "" if weight is None or g.constant(weight) is None else reason
-
-
-def _time(name: str, added: Sequence[str], times: Mapping[str, float]) -> float:
-    return sum(times.get(one, 0.0) for one in (name, *added))

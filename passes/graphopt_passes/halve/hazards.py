@@ -19,9 +19,10 @@ from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.runtime.accumulators import Extent, Extremes
 from graphopt.shapes.inference import Shapes
+from graphopt.target import CPU
 from graphopt_passes.halve.islands import mixed, quantized, shape_arithmetic
 from graphopt_passes.halve.limits import Limits, limits
-from graphopt_passes.halve.norms import norms, with_readers
+from graphopt_passes.halve.norms import Norm, norms, with_readers
 from graphopt_passes.halve.signatures import TENSOR
 from graphopt_passes.halve.types import Types
 
@@ -37,6 +38,7 @@ _SUMS = (
     "ReduceLogSum",
     "ReduceLogSumExp",
 )
+_SCALE = 2.0**-9  # relative error of a rounded scale
 _ANGLE = 8.0
 _DIVIDES = ("Div", "Reciprocal", "Log", "Pow")
 
@@ -62,11 +64,11 @@ def hazards(model: Model, run: Run, half: str, statistics: Statistics) -> dict[s
 
     Args:
         model: the float model; not changed.
-        run: knows its shapes.
+        run: knows its shapes, and what the result is for.
         half: ``float16`` or ``bfloat16``.
         statistics: of ``requests``; values that are missing there count as harmless.
     """
-    seen = _Seen(model.ir, limits(half), statistics, run.shapes(model), Types(model.ir))
+    seen = _Seen(run.target.name, model.ir, limits(half), statistics, run.shapes(model), Types(model.ir))
     found: dict[str, str] = {}
     for rule in _RULES:
         for node, reason in rule(seen):
@@ -78,6 +80,7 @@ def hazards(model: Model, run: Run, half: str, statistics: Statistics) -> dict[s
 class _Seen:
     """What the rules look at."""
 
+    target: str
     model: ir.Model
     limits: Limits
     statistics: Statistics
@@ -193,13 +196,39 @@ def _angles(seen: _Seen) -> Reasons:
 
 
 def _norms(seen: _Seen) -> Reasons:
-    """Squares overflow above 256, and vanish below 0.0002."""
-    if seen.limits.name == "float16":
-        yield from ((node, "it is part of a normalization that is spelled out") for node in norms(seen.model))
+    """Squares overflow above 256, and lose digits below 0.008; numbers may be twice or half as large.
+
+    max x² · 4 ≤ largest,    min mean(x²) / 4 ≥ least
+    """
+    if seen.limits.name != "float16":
+        return
+    for norm in norms(seen.model):
+        if not _is_mild(seen, norm):
+            told = "it is part of a normalization that is spelled out"
+            yield from ((node, told) for node in norm.nodes())
+
+
+def _is_mild(seen: _Seen, norm: Norm) -> bool:
+    """Whether samples show that a norm's squares and their mean keep clear of both ends."""
+    square = seen.statistics.get(norm.square.outputs[0].name or "", Extent())
+    mean = seen.statistics.get(norm.mean.outputs[0].name or "", Extent())
+    if square is None or mean is None or not (square.count and mean.count):
+        return False
+    room = HEADROOM**2
+    return _reach(square) * room <= seen.limits.largest and float(mean.low[0]) >= seen.limits.least * room
 
 
 def _quantized(seen: _Seen) -> Reasons:
-    yield from ((node, "it is quantized") for node in quantized(seen.model))
+    """CPUs make integer kernels of what lies between; GPUs compute it as it is written, on halves too."""
+    yield from ((node, "it is quantized") for node in quantized(seen.model) if seen.target == CPU.name)
+
+
+def _scales(seen: _Seen) -> Reasons:
+    """|s − half(s)| ≤ 2⁻⁹·|s| for the scales of integers: half a step of the largest of 256 levels."""
+    for node in g.nodes(seen.model):
+        scale = g.array(node.inputs[1]) if g.is_op(node, "QuantizeLinear", "DequantizeLinear") else None
+        if scale is not None and (np.abs(scale - seen.limits.rounded(scale)) > _SCALE * np.abs(scale)).any():
+            yield node, f"its scale of {np.abs(scale).min():.3g} has few digits in {seen.limits.name}"
 
 
 def _mixed(seen: _Seen) -> Reasons:
@@ -213,6 +242,7 @@ def _shape_arithmetic(seen: _Seen) -> Reasons:
 
 _RULES: tuple[Callable[[_Seen], Reasons], ...] = (
     _quantized,
+    _scales,
     _mixed,
     _shape_arithmetic,
     _norms,

@@ -16,12 +16,14 @@ from graphopt.errors import DataError, WorkerError
 from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import Outcome, Task, Trial
+from graphopt.proof.inference import infers
 from graphopt.target import REFERENCE
+from graphopt_passes.halve.biases import dequantize_biases
 from graphopt_passes.halve.convert import Halved
 from graphopt_passes.halve.hazards import beyond, hazards, requests, sizes
 from graphopt_passes.halve.layer_report import Findings
 from graphopt_passes.halve.masks import soften
-from graphopt_passes.halve.opset import infers, raise_for
+from graphopt_passes.halve.opset import raise_for
 from graphopt_passes.halve.search import Names, rank, regions, smallest
 from graphopt_passes.halve.trials import Judged, Trials
 from graphopt_passes.quantize.draft import macs_share
@@ -63,6 +65,8 @@ class _Search:
         self.model = self.task.model.clone()
         to_ir4(self.model)
         raise_for(self.model, self.task.new_run(), self.half)
+        if not on_cpu:
+            dequantize_biases(self.model, self.task.new_run())
         try:
             self._find_hazards()
         except DataError as error:
@@ -175,6 +179,11 @@ class _Search:
             self.notes.append(f"{self.half} was checked and judged on the CPU: whether it pays is not known")
         self.notes += [told for told in self._interface[1:] if told]
         self.notes.append(f"{halved.casts} Casts between float and {self.half}")
+        if converted := _converted_inputs(model):
+            self.notes.append(
+                f"{converted:,} of these convert weights that callers may override, in each run: if nobody"
+                " does, use --freeze-initializers"
+            )
         if self.task.division.calibration.is_synthetic:
             self.notes.append("ranges are those of drawn samples: give real ones with --data")
         self.notes += [note for note in run.journal.notes if not note.startswith(("opset", "IR version"))]
@@ -218,3 +227,9 @@ class _Search:
 
     def _findings(self, halved: Halved) -> Findings:
         return Findings(self.model.ir, self.half, halved.able, self.reasons, self.noises)
+
+
+def _converted_inputs(model: Model) -> int:
+    """How many Casts read weights that callers may override."""
+    values = [value for value in model.ir.graph.initializers.values() if value.is_graph_input()]
+    return sum(g.is_op(use.node, "Cast") for value in values for use in value.uses())

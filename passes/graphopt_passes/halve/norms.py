@@ -8,6 +8,7 @@ Squares overflow float16 from 256 on; the quotient of an infinite root is 0, so 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,23 +20,40 @@ _ON_THE_WAY = ("Sqrt", "Pow", "Reciprocal")
 _WITH_A_CONSTANT = ("Add", "Max", "Clip")  # epsilons
 
 
-def norms(model: ir.Model) -> Iterator[ir.Node]:
-    """The nodes from the squares to the division."""
+@dataclass(frozen=True)
+class Norm:
+    """A normalization.
+
+    Attributes:
+        square: the node that squares.
+        mean: the node that takes the mean.
+    """
+
+    square: ir.Node
+    mean: ir.Node
+
+    def nodes(self) -> Iterator[ir.Node]:
+        """The nodes from the squares to the division."""
+        yield self.square
+        yield from with_readers(self.mean)
+
+
+def norms(model: ir.Model) -> Iterator[Norm]:
+    """All that are spelled out."""
     for node in g.nodes(model):
         if g.is_op(node, *_MEANS) and node.inputs[0] is not None:
             square = node.inputs[0].producer()
             if square is not None and _is_square(square):
-                yield square
-                yield from with_readers(node)
+                yield Norm(square, node)
 
 
 def with_readers(node: ir.Node) -> Iterator[ir.Node]:
-    """A node and what is done with its result until it divides or multiplies something."""
+    """A node and what is done with its result until it divides or multiplies something; a logarithm, too."""
     yield node
     for use in (use for value in node.outputs for use in value.uses()):
         if _is_on_the_way(use.node):
             yield from with_readers(use.node)
-        elif g.is_op(use.node, "Div", "Mul"):
+        elif g.is_op(use.node, "Div", "Mul", "Log"):
             yield use.node
 
 

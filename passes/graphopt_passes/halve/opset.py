@@ -1,4 +1,8 @@
-"""The opset from which operators may be bfloat16: Conv, pooling and others are only since 22."""
+"""The opset from which operators may be half: Conv, pooling and others are bfloat16 only since 22.
+
+float16 is as old as ONNX. Of the operators that gained it later only those of quantization matter, from 19
+on: everything stands between them in a quantized model.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.errors import WorkerError
 from graphopt.pipeline import Run
+from graphopt.proof.inference import infers
 from graphopt.target import REFERENCE
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.halve.signatures import may_be
@@ -19,15 +24,15 @@ if TYPE_CHECKING:
     from graphopt.model import Model
 
 
+_QUANTIZATION = {"QuantizeLinear", "DequantizeLinear"}
+
+
 def raise_for(model: Model, run: Run, half: str) -> None:
-    """Raise the opset in place if operators of the model may be bfloat16 only then, as far as it can be.
+    """Raise the opset in place if operators of the model may be half only then, as far as it can be.
 
     ONNX Runtime has no kernels for some operators of the newest opsets, such as random numbers of 22; so a
-    model that it loads must still load afterwards. float16 is as old as ONNX; few operators gain it, and none
-    that takes long, so nothing is raised for it.
+    model that it loads must still load afterwards.
     """
-    if half != "bfloat16":
-        return
     for version in sorted(set(_gains(model.ir, half)), reverse=True):
         trial, inner = model.clone(), Run(run.target, run.worker, keep=run.keep)
         if raised(trial, inner, version) is None and _is_sound(trial, inner, model):
@@ -45,15 +50,6 @@ def _is_sound(trial: Model, run: Run, model: Model) -> bool:
         if not infers(trial):
             return False
     return _loads(trial, run) or not _loads(model, run)
-
-
-def infers(model: Model) -> bool:
-    """Whether onnx infers all types and shapes without a contradiction."""
-    try:
-        onnx.shape_inference.infer_shapes(model.skeleton(), check_type=True, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError:
-        return False
-    return True
 
 
 def _loads(model: Model, run: Run) -> bool:
@@ -80,7 +76,7 @@ def _gains(model: ir.Model, half: str) -> Iterator[int]:
     newest = onnx.defs.onnx_opset_version()
     for graph in g.graphs(model):
         now = g.opset(model, graph)
-        standard = {node.op_type for node in graph if node.domain in g.DEFAULT_DOMAINS}
-        for op_type in standard | {"Cast"}:
+        standard = {node.op_type for node in graph if node.domain in g.DEFAULT_DOMAINS} | {"Cast"}
+        for op_type in standard if half == "bfloat16" else standard & _QUANTIZATION:
             if not may_be(op_type, now, half):
                 yield from [v for v in range(now + 1, newest + 1) if may_be(op_type, v, half)][:1]

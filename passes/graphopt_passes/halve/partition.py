@@ -25,7 +25,7 @@ from graphopt_passes.quantize.partition import Choice, Costs, Crossing, cheapest
 
 _FLOAT_BYTES, _HALF_BYTES = 4.0, 2.0
 _CAST_BYTES = _FLOAT_BYTES + _HALF_BYTES
-_KERNEL_BYTES = 4096.0  # what starting a kernel is worth: enough to prefer fewer casts among small tensors
+_KERNEL_BYTES = 2.0**20  # what starting a kernel is worth: a microsecond, in which a GPU moves a megabyte
 _UNKNOWN_DIM = 64  # what a dynamic dim counts as
 _ITERATIONS = 8  # of a Loop or Scan
 

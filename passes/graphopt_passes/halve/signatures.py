@@ -24,16 +24,14 @@ _HALF_TYPES = {f"tensor({half})" for half in HALVES}
 # Inputs that schemas allow to be half, and that kernels of ONNX Runtime read as float whatever they are.
 _READ_AS_FLOAT = {"Resize": (1, 2)}
 # Operators without a kernel for halves that a Cast could replace, found by trying them all;
-# quantization, which has its own types; and bits taken for another type.
+# ranges that each run finds, in float; and bits taken for another type.
 _FLOAT_ONLY = frozenset(
     {
         "BitCast",
-        "DequantizeLinear",
         "DynamicQuantizeLinear",
         "EyeLike",
         "MeanVarianceNormalization",
         "MelWeightMatrix",
-        "QuantizeLinear",
         "RandomNormal",
         "RandomNormalLike",
         "RandomUniform",
@@ -82,7 +80,12 @@ def signature(op_type: str, version: int, domain: str) -> Signature | None:
         return None
     only, floats = op_type in _FLOAT_ONLY, _READ_AS_FLOAT.get(op_type, ())
     inputs = [_port(port, only or index in floats) for index, port in enumerate(found.inputs)]
-    return Signature(tuple(inputs), tuple(_port(port, only) for port in found.outputs))
+    outputs = [_port(port, only) for port in found.outputs]
+    if (
+        op_type == "DequantizeLinear"
+    ):  # its result has the type of the scale, though from opset 23 not by name
+        outputs = [Port(inputs[1].variable, outputs[0].types)]
+    return Signature(tuple(inputs), tuple(outputs))
 
 
 def may_be(op_type: str, version: int, half: str) -> bool:
@@ -95,6 +98,8 @@ def may_be(op_type: str, version: int, half: str) -> bool:
 def signature_of(node: ir.Node, model: ir.Model) -> Signature | None:
     """The ports of a node at the opset in force."""
     if g.is_op(node, *_FLOAT_REDUCTIONS) and node.attributes.get("reduction") is not None:
+        return None
+    if g.is_op(node, "DequantizeLinear") and node.attributes.get("output_dtype") is not None:
         return None
     if node.domain in g.DEFAULT_DOMAINS:
         return signature(node.op_type, g.opset(model, _graph(node)), "")

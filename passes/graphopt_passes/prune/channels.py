@@ -21,9 +21,10 @@ from graphopt.precision import Outcome, Task
 from graphopt.report import PrunedLayer
 from graphopt_passes.axes import Group, shrink
 from graphopt_passes.prune.allocation import Choice, allocate
-from graphopt_passes.prune.costs import Costs, milliseconds
+from graphopt_passes.prune.costs import Costs, Times
 from graphopt_passes.prune.cutting import cut
 from graphopt_passes.prune.footprints import Footprint, left
+from graphopt_passes.prune.kernel_blocks import block
 from graphopt_passes.prune.network import Network
 from graphopt_passes.prune.orders import Orders
 from graphopt_passes.prune.search import Attempt, searched
@@ -65,6 +66,12 @@ class _Stage:
         return Costs(self.task)
 
     @cached_property
+    def block(self) -> int | None:
+        """What Conv kernels compute at a time, if time counts."""
+        counts = self.task.measured and self.task.options.objective == "latency"
+        return block(self.task) if counts else None
+
+    @cached_property
     def footprints(self) -> dict[str, Footprint]:
         return {name: Footprint.of(group) for name, group in self.groups.items()}
 
@@ -74,7 +81,7 @@ class _Stage:
     def choices(self) -> dict[str, list[Choice[int]]]:
         """What each group that may still be narrower can become, as a number of units."""
         return {
-            name: [self._choice(name, count) for count in widths(group)]
+            name: [self._choice(name, count) for count in widths(group, self.block)]
             for name, group in self.groups.items()
             if name not in self.stays
         }
@@ -112,33 +119,55 @@ class _Stage:
                 best, high = counts, middle
             else:
                 low = middle
-        return best
+        return self._relaxed(best, share)
+
+    def _relaxed(self, counts: Counts, share: float) -> Counts:
+        """The same with groups made wider again, as long as the share is removed: always the noisiest step.
+
+        Widths are coarse, so that the greedy path may end well beyond what was asked for.
+        """
+        while True:
+            wider = [found for name in counts if self._removed(found := self._wider(counts, name)) >= share]
+            if not wider:
+                return counts
+            counts = min(wider, key=self._noise)
+
+    def _wider(self, counts: Counts, name: str) -> Counts:
+        """With the next width of a group, or all of it."""
+        more = [one for one in widths(self.groups[name], self.block) if one > counts[name]]
+        rest = {other: count for other, count in counts.items() if other != name}
+        return {**rest, name: more[0]} if more else rest
+
+    def _noise(self, counts: Counts) -> float:
+        return sum(self.known.noise(name, self.groups[name].width - one) for name, one in counts.items())
 
     def make(self, share: float) -> Attempt:
-        """Remove so large a share of the channels, or the most that can be."""
-        while counts := self._counts(share):
+        """Remove so large a share of the channels, or the most that can be; less if some gain nothing."""
+        counts, times = dict(self._counts(share)), None
+        while counts:
             kept = {self.groups[name]: self.known.orders[name].kept(count) for name, count in counts.items()}
-            times = milliseconds(self.task, shrink(self.network.base, kept)) if self._saves_time else {}
-            if not [name for name in counts if times and self._gains_nothing(name, times)]:
+            times = Times.of(self.task, shrink(self.network.base, kept)) if self.task.measured else None
+            idle = [name for name in counts if times and self._gains_nothing(name, times)]
+            if not idle:
                 return self._attempt(cut(self.network, kept), counts, times)
-        told = "no channel can be removed" if not self.groups else "no group of channels is worth it"
+            counts = {name: count for name, count in counts.items() if name not in idle}
+        told = "no group of channels is worth it" if self.groups else "no channel can be removed"
         return Attempt(None, 0.0, tuple(self._refusals({})), told)
 
-    @property
-    def _saves_time(self) -> bool:
-        return self.task.measured and self.task.options.objective == "latency"
-
-    def _gains_nothing(self, name: str, times: Mapping[str, float]) -> bool:
+    def _gains_nothing(self, name: str, times: Times) -> bool:
         """Whether the nodes of a group take as long as before, although it is narrower; it stays then."""
-        before, after = (_time(self.footprints[name].nodes, one) for one in (self.costs.milliseconds, times))
-        if after < before:
+        nodes, before = self.footprints[name].nodes, self.costs.times
+        if before is None or self.task.options.objective != "latency":
             return False
-        self.stays[name] = f"its nodes would take {after:.3g} ms, and take {before:.3g} ms"
+        if times.share(nodes, before) < before.share(nodes, before):
+            return False
+        told = f"its nodes would take {times.milliseconds(nodes):.3g} ms"
+        self.stays[name] = f"{told}, and take {before.milliseconds(nodes):.3g} ms"
         return True
 
     # The ledger.
 
-    def _attempt(self, model: Model, counts: Counts, times: Mapping[str, float]) -> Attempt:
+    def _attempt(self, model: Model, counts: Counts, times: Times | None) -> Attempt:
         share = self._removed(counts)
         numbers, macs = _numbers(model), macs_by_node(model, self.task)
         rows = [self._row(name, count, numbers, macs, times) for name, count in counts.items()]
@@ -154,22 +183,22 @@ class _Stage:
         count: int,
         numbers: Mapping[str, int],
         macs: Mapping[str, int],
-        times: Mapping[str, float],
+        times: Times | None,
     ) -> PrunedLayer:
-        group, nodes = self.groups[name], self.footprints[name].nodes
+        group, nodes = self.groups[name], list(self.footprints[name].made)  # each is of one group
         before = self.costs
         return PrunedLayer(
             name,
             group.producers[0].port.node.op_type if group.producers[0].port is not None else "",
             TECHNIQUE,
-            f"{count} of {group.width} channels",
+            f"{count} of {group.width} {_units(group)}",
             float(self.known.orders[name].lost[group.width - count]),
             sum(before.numbers.get(node, 0) for node in nodes),
             sum(numbers.get(node, 0) for node in nodes),
             sum(before.macs.get(node, 0) for node in nodes),
             sum(macs.get(node, 0) for node in nodes),
-            _time(nodes, before.milliseconds) if before.milliseconds else None,
-            _time(nodes, times) if times else None,
+            before.times.milliseconds(nodes) if before.times else None,
+            times.milliseconds(nodes) if times else None,
         )
 
     def _refusals(self, counts: Counts) -> Iterator[PrunedLayer]:
@@ -185,8 +214,10 @@ class _Stage:
             yield PrunedLayer(frozen.value.name or "", op, TECHNIQUE, reason=told)
 
 
-def _time(nodes: set[str], times: Mapping[str, float]) -> float:
-    return sum(times.get(node, 0.0) for node in nodes)
+def _units(group: Group) -> str:
+    """What a group's units are."""
+    size = int((group.producers[0].units >= 0).sum()) // group.width
+    return "channels" if size == 1 else f"units of {size} channels"
 
 
 def _numbers(model: Model) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,38 @@ from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.precision import Task
 from graphopt_passes.quantize.draft import macs_by_node, profiles_of
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where a model's time goes.
+
+    Attributes:
+        workloads: for each workload the seconds of each node, known by its first output.
+    """
+
+    workloads: tuple[Mapping[str, float], ...]
+
+    @classmethod
+    def of(cls, task: Task, model: Model) -> Times:
+        """Profile a model."""
+        return cls(tuple(profile.units for profile in profiles_of(task, model)))
+
+    def milliseconds(self, nodes: Iterable[str]) -> float:
+        """Of some nodes on the first workload."""
+        return 1e3 * sum(self.workloads[0].get(node, 0.0) for node in nodes)
+
+    def share(self, nodes: Iterable[str], whole: Times) -> float:
+        """What some nodes take of the time of a whole model, the mean over all workloads.
+
+        Small samples are mostly overhead and large ones mostly arithmetic; both count alike.
+        """
+        names = tuple(nodes)
+        found = [
+            sum(mine.get(name, 0.0) for name in names) / (sum(all_.values()) or 1.0)
+            for mine, all_ in zip(self.workloads, whole.workloads, strict=True)
+        ]
+        return sum(found) / len(found)
 
 
 @dataclass(frozen=True)
@@ -28,9 +60,9 @@ class Costs:
         return macs_by_node(self.task.model, self.task)
 
     @cached_property
-    def milliseconds(self) -> Mapping[str, float]:
-        """Of a run of the first sample; empty if nothing can be measured here."""
-        return milliseconds(self.task, self.task.model) if self.task.measured else {}
+    def times(self) -> Times | None:
+        """Of all nodes; None if nothing can be measured here."""
+        return Times.of(self.task, self.task.model) if self.task.measured else None
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
@@ -49,18 +81,14 @@ class Costs:
         objective = self.task.options.objective
         if objective == "size":
             return "weights"
-        return "time" if objective == "latency" and self.milliseconds else "MACs"
+        return "time" if objective == "latency" and self.times is not None else "MACs"
 
     @cached_property
     def shares(self) -> Mapping[str, float]:
         """What each node takes of all there is."""
-        by_unit = {"weights": "numbers", "time": "milliseconds", "MACs": "macs"}
-        found: Mapping[str, float] = getattr(self, by_unit[self.unit])
-        total = sum(found.values()) or 1.0
+        if self.unit == "time" and self.times is not None:
+            names = {name for one in self.times.workloads for name in one}
+            return {name: self.times.share([name], self.times) for name in names}
+        found = self.numbers if self.unit == "weights" else self.macs
+        total = sum(found.values()) or 1
         return {name: cost / total for name, cost in found.items()}
-
-
-def milliseconds(task: Task, model: Model) -> dict[str, float]:
-    """Milliseconds of the nodes of a model on the first sample."""
-    profiles = profiles_of(task, model)
-    return {name: 1e3 * seconds for name, seconds in profiles[0].units.items()}

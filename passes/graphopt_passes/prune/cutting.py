@@ -6,20 +6,17 @@ shapes, and what a layer gives can be compared with what it gave.
 
 from __future__ import annotations
 
-import numpy as np
-
 from graphopt.model import Model
 from graphopt_passes.axes import groups, masked, shrink
-from graphopt_passes.prune.network import Kept, Network, layers_of
-from graphopt_passes.refit.kept import fit_kept
+from graphopt_passes.prune.network import Kept, Network
+from graphopt_passes.refit.behind import fit_behind, layers_of
 from graphopt_passes.refit.solve import Fit
-from graphopt_passes.refit.waves import waves
 
 
 def cut(network: Network, kept: Kept) -> Model:
     """The model without the units that are not kept, its layers fitted unless there is nothing to fit to."""
     final, run = network.base.clone(), network.task.new_run()
-    if network.samples and network.task.options.refit:
+    if network.task.options.refit:
         fits = _fits(network, kept)
         for name, layer in layers_of(final).items():
             if name in fits:
@@ -30,20 +27,8 @@ def cut(network: Network, kept: Kept) -> Model:
 
 
 def _fits(network: Network, kept: Kept) -> dict[str, Fit]:
-    """Weights for what layers read now, in the order of the graph; zero where they read nothing more.
-
-    Layers behind the first cut that are not cut themselves make up for those that are.
-    """
+    """Weights for what layers read now; zero where they read nothing more."""
     student, run = masked(network.base, kept), network.task.new_run()
     columns = {name: network.columns(layer, kept) for name, layer in network.layers.items()}
-    mine = layers_of(student)
-    first = next((at for at, name in enumerate(mine) if columns[name] is not None), len(mine))
-    fits: dict[str, Fit] = {}
-    steps = waves(student, list(mine.values())[first:])
-    for done, wave in enumerate(steps):
-        network.task.progress("fitting layers", done, len(steps))
-        for name, pairs in network.pairs(student, wave):
-            read, layer = columns[name], mine[name]
-            fits[name], _ = fit_kept(layer, pairs, np.arange(layer.columns) if read is None else read)
-            layer.write(student, run, fits[name])
-    return fits
+    narrower = {name: some for name, some in columns.items() if some is not None}
+    return fit_behind(network.task, network.base, student, run, narrower, network.samples)

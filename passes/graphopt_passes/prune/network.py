@@ -16,11 +16,11 @@ from graphopt.runtime.pairs import Pairs
 from graphopt.samples.sampling import Sample
 from graphopt_passes.axes import Analysis, Group, groups
 from graphopt_passes.prune.readers import Columns, unit_columns
-from graphopt_passes.refit.linear import Linear, linear_layers
+from graphopt_passes.refit.behind import MOST_COLUMNS, layers_of
+from graphopt_passes.refit.linear import Linear
 from graphopt_passes.refit.moments import moments
 from graphopt_passes.refit.samples import collector_of, fitting_samples
 
-MOST_COLUMNS = 4608  # of a layer whose moments are inverted; others are seen as if all inputs were alike
 Kept = Mapping[Group, Columns]  # units that stay; other groups keep all
 
 
@@ -91,8 +91,3 @@ class Network:
             if any(one.name == layer.name for one in self.read_by(group))
         ]
         return np.setdiff1d(np.arange(layer.columns), np.concatenate(gone)) if gone else None
-
-
-def layers_of(model: Model) -> dict[str, Linear]:
-    """The layers of a model that multiply with a constant, by name, in its order."""
-    return {one.name: one for one in linear_layers(model) if isinstance(one, Linear)}

@@ -12,11 +12,12 @@ from graphopt.model import Model
 from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.pairs import Pairs
 from graphopt_passes.axes import Group, masked
-from graphopt_passes.prune.network import MOST_COLUMNS, Network, layers_of
+from graphopt_passes.prune.network import Network
 from graphopt_passes.prune.readers import Reader, readers
 from graphopt_passes.prune.selection import Order, ordered
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
+from graphopt_passes.refit.behind import MOST_COLUMNS, layers_of
 from graphopt_passes.refit.kept import fit_kept
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,30 @@ from graphopt_passes.axes import Group, Member
 from graphopt_passes.refit.linear import Linear
 from graphopt_passes.refit.solve import variation
 
+_AT_ONCE = 256  # rows of a weight
 DAMP = 1e-2  # part of the mean of H's diagonal: samples do not show everything
 Columns = NDArray[np.int64]
 
 
+class Reader(Protocol):
+    """What a layer would lose, as a share of its outputs' energy, float64."""
+
+    def costs(self, units: Columns) -> Doubles:
+        """With each of these units gone, if the others make up for it as well as they can."""
+
+    def remove(self, units: Columns) -> None:
+        """From now on without these units."""
+
+    def parts(self) -> Doubles:
+        """The energy of the part of the outputs that comes from each unit, [width]."""
+
+    def products(self) -> Doubles:
+        """Of the parts of each two units, summed over the samples, [width, width]."""
+
+
 @dataclass
-class Reader:
-    """A layer whose inputs are removed one unit after the other, the rest making up for it.
+class Seen:
+    """A layer whose inputs were seen; what is removed from it the rest makes up for.
 
     Attributes:
         rows: W, float64 [channels, columns]; changed by ``remove``.
@@ -43,24 +61,71 @@ class Reader:
         self.inverse = np.asarray(np.linalg.inv(self.h), np.float64)
 
     def costs(self, units: Columns) -> Doubles:
-        """What is lost if one of these units goes and the others make up for it: tr(W_c·(H⁻¹)_cc⁻¹·W_cᵀ).
-
-        That is optimal brain surgeon for blocks (Hassibi and Stork 1993), as a share of the outputs' energy.
-        """
+        """tr(W_c·(H⁻¹)_cc⁻¹·W_cᵀ): optimal brain surgeon for blocks (Hassibi and Stork 1993)."""
         columns = self.columns[units]
         blocks = np.linalg.inv(self.inverse[columns[:, :, None], columns[:, None, :]])
-        weights = self.rows[:, columns]  # [channels, units, columns of a unit]
-        lost: Doubles = np.einsum("muk,ukl,mul->u", weights, blocks, weights, optimize=True)
-        return lost / self.energy
+        return self._quadratic(columns, np.asarray(blocks, np.float64))
 
     def remove(self, units: Columns) -> None:
-        """Remove units, and let the others make up for it."""
+        """W − W_c·(H⁻¹)_cc⁻¹·(H⁻¹)_c, and the same for H⁻¹."""
         gone = self.columns[units].reshape(-1)
         turned = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
         self.rows = self.rows - self.rows[:, gone] @ turned
         self.inverse = self.inverse - self.inverse[:, gone] @ turned
         self.rows[:, gone] = 0.0
         self.inverse[gone, gone] = 1.0  # of what is gone nothing is read again
+
+    def parts(self) -> Doubles:
+        """tr(W_c·H_cc·W_cᵀ)."""
+        columns = self.columns
+        return self._quadratic(columns, self.h[columns[:, :, None], columns[:, None, :]])
+
+    def products(self) -> Doubles:
+        """Σ (H∘WᵀW) over the columns of both units (He et al. 2017, without stored activations)."""
+        products = self.h * (self.rows.T @ self.rows)
+        by_row = products[self.columns].sum(axis=1)  # [width, all columns]
+        found: Doubles = by_row[:, self.columns].sum(axis=2)
+        return found / self.energy
+
+    def _quadratic(self, columns: Columns, blocks: Doubles) -> Doubles:
+        weights = self.rows[:, columns]  # [channels, units, columns of a unit]
+        found: Doubles = np.einsum("muk,ukl,mul->u", weights, blocks, weights, optimize=True)
+        return found / self.energy
+
+
+@dataclass(frozen=True)
+class Blind:
+    """A layer of whose inputs nothing is known: as if they were independent and of one size.
+
+    Attributes:
+        sizes: Σw² of each unit's columns, as a share of all of them, float64 [width].
+    """
+
+    sizes: Doubles
+
+    @classmethod
+    def of(cls, layer: Linear, columns: Columns) -> Blind:
+        """Of a layer whose units have these columns; its weight is read a part at a time."""
+        rows, total = layer.rows(), np.zeros(layer.columns)
+        for start in range(0, len(rows), _AT_ONCE):
+            total += np.square(rows[start : start + _AT_ONCE], dtype=np.float64).sum(axis=0)
+        return cls(total[columns].sum(axis=1) / (float(total.sum()) or 1.0))
+
+    def costs(self, units: Columns) -> Doubles:
+        """Nothing can make up for them."""
+        found: Doubles = self.sizes[units]
+        return found
+
+    def remove(self, units: Columns) -> None:
+        """Changes nothing for the others."""
+
+    def parts(self) -> Doubles:
+        """As ``costs``."""
+        return self.sizes
+
+    def products(self) -> Doubles:
+        """Those of different units are 0."""
+        return np.diag(self.sizes)
 
 
 def readers(group: Group, layer: Linear, sums: Sums | None) -> Iterator[Reader]:
@@ -69,19 +134,18 @@ def readers(group: Group, layer: Linear, sums: Sums | None) -> Iterator[Reader]:
     Args:
         group: of channels.
         layer: one that consumes it.
-        sums: over its inputs and outputs; None if nothing is known, as if all inputs were alike.
+        sums: over its inputs and outputs; None if nothing is known.
     """
     columns = unit_columns(group, layer)
-    fit = layer.fit()
-    for index, rows in enumerate(fit.rows):
-        if sums is None:
-            yield Reader(rows, np.eye(layer.columns), float(np.square(rows).sum()) or 1.0, columns)
-            continue
+    if sums is None:
+        yield Blind.of(layer, columns)
+        return
+    for index, rows in enumerate(layer.fit().rows):
         mean = sums.x[index] / max(sums.count, 1) if layer.can_shift else np.zeros(layer.columns)
         h = sums.xx[index] - sums.count * np.outer(mean, mean)
         scale = float(np.trace(h)) / layer.columns or 1.0
         energy = float(variation(sums)[index].sum()) or 1.0
-        yield Reader(rows, h + DAMP * scale * np.eye(layer.columns), energy, columns)
+        yield Seen(rows, h + DAMP * scale * np.eye(layer.columns), energy, columns)
 
 
 def unit_columns(group: Group, layer: Linear) -> Columns:

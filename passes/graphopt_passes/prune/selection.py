@@ -22,7 +22,8 @@ class Order:
 
     Attributes:
         units: all of a group, the first to go first.
-        lost: share of the readers' outputs that is lost once so many are gone, float64 [width + 1].
+        lost: share of the readers' outputs that is lost once so many are gone, the mean over all readers,
+            float64 [width + 1].
     """
 
     units: Columns
@@ -59,15 +60,9 @@ def _by(scores: Doubles, costs: Doubles) -> Order:
 
 
 def _static(readers: Sequence[Reader]) -> Doubles:
-    """What each unit's own part of the outputs varies, as a share: Σ tr(W_c·H_cc·W_cᵀ)."""
-    return sum((_own(reader) for reader in readers), np.zeros(len(readers[0].columns)))
-
-
-def _own(reader: Reader) -> Doubles:
-    columns = reader.columns
-    blocks, weights = reader.h[columns[:, :, None], columns[:, None, :]], reader.rows[:, columns]
-    found: Doubles = np.einsum("muk,ukl,mul->u", weights, blocks, weights, optimize=True)
-    return found / reader.energy
+    """What each unit's own part of the outputs varies, as a share."""
+    found: Doubles = np.mean([reader.parts() for reader in readers], axis=0)
+    return found
 
 
 def _surgeon(readers: Sequence[Reader], width: int) -> Order:
@@ -75,14 +70,14 @@ def _surgeon(readers: Sequence[Reader], width: int) -> Order:
     left, gone, lost = np.arange(width), list[Columns](), [0.0]
     step = -(-width // _ROUNDS)
     while len(left) > step:
-        costs = np.maximum(sum(reader.costs(left) for reader in readers), _LEAST)
+        costs = np.maximum(np.mean([reader.costs(left) for reader in readers], axis=0), _LEAST)
         chosen = np.argsort(costs, kind="stable")[:step]
         for reader in readers:
             reader.remove(left[chosen])
         lost += (lost[-1] + np.cumsum(costs[chosen])).tolist()
         gone.append(left[chosen])
         left = np.delete(left, chosen)
-    rest = np.maximum(sum(reader.costs(left) for reader in readers), _LEAST)
+    rest = np.maximum(np.mean([reader.costs(left) for reader in readers], axis=0), _LEAST)
     lost += (lost[-1] + np.cumsum(np.sort(rest))).tolist()
     gone.append(left[np.argsort(rest, kind="stable")])
     return Order(np.concatenate(gone), np.array(lost))
@@ -91,9 +86,9 @@ def _surgeon(readers: Sequence[Reader], width: int) -> Order:
 def _lasso(readers: Sequence[Reader]) -> Doubles:
     """The λ up to which a unit is part of min ½‖Σ βᵤyᵤ − y‖² + λ‖β‖₁, yᵤ being its part of the outputs.
 
-    With Gᵤᵥ = Σ (H∘WᵀW) over the columns of u and v, which needs no stored activation (He et al. 2017).
+    With the products G of all yᵤ that is ½βᵀGβ − βᵀG·1 + λ‖β‖₁ (He et al. 2017).
     """
-    g = sum((_gram(reader) for reader in readers), np.zeros((len(readers[0].columns),) * 2))
+    g = np.sum([reader.products() for reader in readers], axis=0)
     target, diagonal = g.sum(axis=1), np.maximum(np.diagonal(g), _LEAST)
     beta, last = np.zeros(len(g)), np.zeros(len(g))
     most = float(np.abs(target).max()) or 1.0
@@ -108,12 +103,3 @@ def _lasso(readers: Sequence[Reader]) -> Doubles:
         last = np.where((beta != 0) & (last == 0), strength, last)
     scores: Doubles = last + _LEAST * np.abs(target)
     return scores
-
-
-def _gram(reader: Reader) -> Doubles:
-    """Gᵤᵥ of one reader, float64 [width, width], as a share of its outputs' energy."""
-    products = reader.h * (reader.rows.T @ reader.rows)
-    columns = reader.columns
-    by_row = products[columns].sum(axis=1)  # [width, all columns]
-    found: Doubles = by_row[:, columns].sum(axis=2)
-    return found / reader.energy

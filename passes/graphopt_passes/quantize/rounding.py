@@ -78,6 +78,13 @@ class Steps:
         size, least, most = (np.broadcast_to(part, self.size.shape) for part in (self.size, *self._ends))
         return Steps(*(np.ascontiguousarray(part[:, columns].T) for part in (size, least, most)))
 
+    def sparing(self, zero: Array) -> Steps:
+        """The same, but only 0 where the weight is zero."""
+        if not zero.any():
+            return self
+        least, most = (np.where(zero, 0, found) for found in self._ends)
+        return Steps(self.size, least, most)
+
     def nearest(self, w: Array) -> Doubles:
         """The nearest integers."""
         return np.asarray(np.clip(np.rint(w / self.size), self.least, self.most), np.float64)
@@ -91,9 +98,10 @@ def rounded(w: Array, steps: Steps, moments: Array, *, damp: float = 0.01) -> Do
     """As :func:`feedback`, on any steps.
 
     Returns:
-        Whole numbers, float64 [channels, columns].
+        Whole numbers, float64 [channels, columns]; 0 where the weight is: what was pruned takes no feedback.
     """
     rows = np.asarray(w, np.float64)
+    steps = steps.sparing(rows == 0)
     data = np.empty(w.shape)
     for part, own in _groups(moments, w.shape):
         found = _rounded(rows[part], steps.of(part), own, damp)

@@ -23,7 +23,7 @@ class Shares:
     """Two shares of the calibration, spread evenly; if there are few samples, both are all of them.
 
     Attributes:
-        fitting: at most 256, unless more are asked for.
+        fitting: at most 256.
         choosing: at most 64.
     """
 
@@ -31,10 +31,10 @@ class Shares:
     choosing: Sequence[Sample]
 
     @classmethod
-    def of(cls, task: Task, most: int = FITTING) -> Shares:
-        """The shares of a task's calibration, at most so many to fit to, in a file of the worker's folder."""
+    def of(cls, task: Task) -> Shares:
+        """The shares of a task's calibration, in a file of the worker's folder."""
         division, folder = task.division, task.worker.folder
-        fitting, choosing = _numbers(division.calibration_count, most)
+        fitting, choosing = _numbers(division.calibration_count)
         wanted = {*fitting, *choosing}
         numbers = [index for index in range(division.calibration_count) if index in wanted]
         flags = (index in wanted for index in range(division.calibration_count))
@@ -50,10 +50,10 @@ class Shares:
         return HeldOut(task.worker, task.float_path, source, None, task.target, task.options.threads)
 
 
-def _numbers(count: int, most: int) -> tuple[Sequence[int], Sequence[int]]:
+def _numbers(count: int) -> tuple[Sequence[int], Sequence[int]]:
     """Which of so many samples weights are fitted to, and which choose between weights."""
     choosing = range(_PART - 1, count, _PART)
     fitting = [index for index in range(count) if index not in choosing]
     if count < 2 * _PART:  # then neither share would say anything
         return range(count), range(count)
-    return fitting[:: -(-len(fitting) // most)], choosing[:: -(-len(choosing) // CHOOSING)]
+    return fitting[:: -(-len(fitting) // FITTING)], choosing[:: -(-len(choosing) // CHOOSING)]

@@ -179,7 +179,7 @@ def _require_plain(node: ir.Node) -> None:
 
 
 def _added(node: ir.Node, channels: int) -> tuple[ir.Node, int] | None:
-    """The Add of a constant per channel that alone reads what a node gives, and where its constant is."""
+    """The Add of a constant per channel that alone reads what a node gives, and where the constant is."""
     output = node.outputs[0]
     uses = list(output.uses())
     if len(uses) != 1 or output.is_graph_output() or not g.is_op(uses[0].node, "Add"):

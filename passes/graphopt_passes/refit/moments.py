@@ -14,12 +14,17 @@ from typing import Any
 from graphopt.activations import Collector, Request
 from graphopt.joint import side_by_side
 from graphopt.model import Model
-from graphopt.runtime.pairs import Paired, Pairs
+from graphopt.runtime.pairs import Paired, PairedRows, Pairs, RowPairs
 from graphopt_passes.quantize.consumers import moments_of
 from graphopt_passes.refit.linear import Linear
 
 HELD_EVERY = 4
 """Every so many-th sample judges what was fitted to the others."""
+
+MOST_COLUMNS = 3072
+"""Above this H takes more than 75 MB, ten times while a layer is fitted: rows are kept instead."""
+
+_MOST_WIDE = 2048
 
 # All samples together; more rows of the same images change little.
 _LEAST_ROWS = 1 << 15
@@ -48,17 +53,47 @@ def moments(  # noqa: PLR0913 - both models, and how they are run
     Raises:
         DataError: a sample does not fit, or there is none.
     """
+    kinds = [(layer, paired(layer, length_hint(samples) or 1, held_every)) for layer in layers]
+    for layer, found in _gathered(collector, teacher, student, kinds, samples):
+        assert isinstance(found, Pairs)
+        yield layer, found
+
+
+def moments_or_rows(
+    collector: Collector,
+    teacher: Model,
+    student: Model,
+    layers: Iterable[Linear],
+    samples: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
+    """As :func:`moments`, but rows of layers with more than :data:`MOST_COLUMNS` columns."""
+    count = length_hint(samples) or 1
+    kinds = [(layer, (_rows if _is_wide(layer) else paired)(layer, count)) for layer in layers]
+    yield from _gathered(collector, teacher, student, kinds, samples)
+
+
+def _gathered(
+    collector: Collector,
+    teacher: Model,
+    student: Model,
+    kinds: Iterable[tuple[Linear, Paired]],
+    samples: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
     joint, prefix = side_by_side(teacher, student)
     inputs = {value.name for value in student.ir.graph.inputs}
     wanted: dict[Request, Linear] = {}
-    for layer in layers:
-        kind = paired(layer, length_hint(samples) or 1, held_every)
+    for layer, kind in kinds:
         read = layer.source if layer.source in inputs else prefix + layer.source
         wanted[Request(read, kind, layer.name)] = layer
     for statistics in collector.stream(joint, wanted, samples):
-        for request, found in statistics.found.items():
-            assert isinstance(found, Pairs)
+        for request in list(statistics.found):
+            found = statistics.found.pop(request)  # not kept once it is used
+            assert isinstance(found, Pairs | RowPairs)
             yield wanted[request], found
+
+
+def _is_wide(layer: Linear) -> bool:
+    return layer.columns > MOST_COLUMNS and layer.groups == 1
 
 
 def paired(layer: Linear, samples: int, held_every: int = HELD_EVERY) -> Paired:
@@ -67,3 +102,10 @@ def paired(layer: Linear, samples: int, held_every: int = HELD_EVERY) -> Paired:
     assert kind is not None
     rows = -(-max(_LEAST_ROWS, _ROWS_PER_COLUMN * layer.columns) // samples)
     return Paired(replace(kind, rows=rows), layer.channels, layer.axis, held_every)
+
+
+def _rows(layer: Linear, samples: int) -> PairedRows:
+    """The same, of rows."""
+    few = paired(layer, samples)
+    kind = replace(few.moments, rows=-(-_MOST_WIDE // samples))
+    return PairedRows(kind, few.channels, few.axis, few.held_every, _MOST_WIDE)

@@ -14,6 +14,7 @@ everything. Weights are [groups, channels/groups, columns] here, as :class:`.Sum
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +109,9 @@ class Problem:
     def masked(self, mask: Mask, ridge: float) -> Fit:
         """W on a mask [groups, channels/groups, columns], zero elsewhere."""
         h, t = self.damped(ridge)
-        return self.with_bias(_descended(h, t.swapaxes(1, 2), np.where(mask, self.start.rows, 0.0), mask))
+        start = np.where(mask, self.start.rows, 0.0)
+        diagonal = np.einsum("gkk->gk", h)[:, None]
+        return self.with_bias(descended(lambda w: w @ h, diagonal, t.swapaxes(1, 2), start, mask))
 
     def with_bias(self, rows: Doubles) -> Fit:
         """A weight with the bias that suits it best."""
@@ -117,36 +120,44 @@ class Problem:
         return Fit(rows, self.y - np.einsum("gck,gk->gc", rows, self.x))
 
 
-def _descended(h: Doubles, t: Doubles, w: Doubles, mask: Mask) -> Doubles:
+def descended(
+    times: Callable[[Doubles], Doubles], diagonal: Doubles, t: Doubles, w: Doubles, mask: Mask
+) -> Doubles:
     """The w on a mask with (w·H − t) = 0 there, by conjugate gradients, all rows at once.
 
     Each row has a system of its own, whose matrix is never built. Few steps do where samples determine the
     weight; where they do not, ending early keeps it near its start, which is as well (Hestenes and Stiefel
     1952; scaled by the diagonal of H).
+
+    Args:
+        times: w·H of some rows [..., channels, columns].
+        diagonal: of H, to be broadcast against w.
+        t: what w·H is to be.
+        w: to start from, zero off the mask.
+        mask: as w.
     """
-    scale = np.einsum("gkk->gk", h)[:, None]
-    missing = np.where(mask, t - w @ h, 0.0)
-    enough = _TOLERANCE**2 * _dot(np.where(mask, t, 0.0), t / scale)
-    step = missing / scale
+    missing = np.where(mask, t - times(w), 0.0)
+    enough = _TOLERANCE**2 * _dot(np.where(mask, t, 0.0), t / diagonal)
+    step = missing / diagonal
     size = _dot(missing, step)
     for _ in range(_STEPS):
         if (size <= enough).all():
             break
-        image = np.where(mask, step @ h, 0.0)
+        image = np.where(mask, times(step), 0.0)
         length = _ratio(size, _dot(step, image))
         w = w + length * step
         missing -= length * image
-        before, size = size, _dot(missing, missing / scale)
-        step = missing / scale + _ratio(size, before) * step
+        before, size = size, _dot(missing, missing / diagonal)
+        step = missing / diagonal + _ratio(size, before) * step
     return w
 
 
 def _dot(a: Doubles, b: Doubles) -> Doubles:
-    """Row by row, [groups, channels/groups]."""
-    found: Doubles = np.einsum("gck,gck->gc", a, b)
+    """Row by row, [..., channels]."""
+    found: Doubles = np.einsum("...k,...k->...", a, b)
     return found
 
 
 def _ratio(a: Doubles, b: Doubles) -> Doubles:
     """a/b for each row, to be multiplied with it; 0 for a row that is done."""
-    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)[:, :, None]
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)[..., None]

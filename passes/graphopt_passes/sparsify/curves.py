@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from graphopt.runtime.pairs import Pairs, Sums
+from graphopt.runtime.pairs import Pairs, RowPairs, Sums
 from graphopt_passes.prune.allocation import Choice
 from graphopt_passes.refit.linear import Linear
 from graphopt_passes.refit.solve import Fit, Problem
@@ -30,13 +30,25 @@ _FEWEST = 8  # channels
 _LEAST = 1e-9  # error: float32 has no smaller one
 
 
-def curve(fitter: Fitter, layer: Linear, pairs: Pairs) -> dict[float, float]:
+def curve(fitter: Fitter, layer: Linear, pairs: Pairs | RowPairs) -> dict[float, float]:
     """The error at each of :data:`DENSITIES`, not falling as more is removed."""
+    errors = (
+        _rows_errors(fitter, layer, pairs) if isinstance(pairs, RowPairs) else _errors(fitter, layer, pairs)
+    )
+    known = (max(error, _LEAST) for error in errors)
+    return dict(zip(DENSITIES, itertools.accumulate(known, max), strict=True))
+
+
+def _rows_errors(fitter: Fitter, layer: Linear, pairs: RowPairs) -> list[float]:
+    wide, every = fitter.wide(layer, pairs), max(layer.channels // _FEWEST, 1)
+    return [wide.sparse(Anywhere(density), every)[1] for density in DENSITIES]
+
+
+def _errors(fitter: Fitter, layer: Linear, pairs: Pairs) -> list[float]:
     start, fit, held = _part(layer.fit(), pairs.fit, pairs.held)
     problem = Problem.of(fit, start, shifts=layer.can_shift)
     found = fitter.masks(layer, problem, [Anywhere(density) for density in DENSITIES])
-    errors = [max(fitter.left(problem, mask).relative_error(held), _LEAST) for mask in found]
-    return dict(zip(DENSITIES, itertools.accumulate(errors, max), strict=True))
+    return [fitter.left(problem, mask).relative_error(held) for mask in found]
 
 
 def choices(errors: Mapping[float, float], size: float, noise: float, at: float) -> Iterator[Choice[float]]:
@@ -62,7 +74,5 @@ def _part(start: Fit, *sums: Sums) -> tuple[Fit, Sums, Sums]:
     groups, channels, columns = start.rows.shape
     most = max(_NUMBERS // (groups * columns**2), _FEWEST)
     some = slice(None, None, -(-channels // most))
-    fit, held = (
-        replace(one, xy=one.xy[:, :, some], y=one.y[:, some], yy=one.yy[:, some]) for one in sums
-    )
+    fit, held = (replace(one, xy=one.xy[:, :, some], y=one.y[:, some], yy=one.yy[:, some]) for one in sums)
     return Fit(start.rows[:, some], start.bias[:, some]), fit, held

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.runtime.accumulators import Doubles
-from graphopt.runtime.pairs import Pairs, Sums
+from graphopt.runtime.pairs import Pairs, RowPairs, Sums
 from graphopt_passes.refit.linear import Linear
 from graphopt_passes.refit.solve import RIDGES, Fit, Mask, Problem
 from graphopt_passes.sparsify import masks
 from graphopt_passes.sparsify.patterns import Groups, Pattern, along_channels
+from graphopt_passes.sparsify.wide import Wide
 
 METHODS = ("obs", "energy", "magnitude")
 """How weights are chosen: by what the others cannot make up for, by |w|·‖x‖, or by |w|."""
@@ -47,7 +48,7 @@ class Fitter:
     method: str = "obs"
     refit: bool = True
 
-    def sparse(self, layer: Linear, pairs: Pairs, pattern: Pattern | None) -> Sparse:
+    def sparse(self, layer: Linear, pairs: Pairs | RowPairs, pattern: Pattern | None) -> Sparse:
         """A layer fitted on the best of several masks and ridges, by the samples that fit nothing.
 
         Args:
@@ -55,6 +56,8 @@ class Fitter:
             pairs: what it reads and should give.
             pattern: what stays of it; None for all.
         """
+        if isinstance(pairs, RowPairs):
+            return Sparse(*self.wide(layer, pairs).sparse(pattern))
         start = layer.fit()
         problem = Problem.of(pairs.fit, start, shifts=layer.can_shift)
         mask = None if pattern is None else self._mask(layer, problem, pattern, pairs.held)
@@ -68,8 +71,14 @@ class Fitter:
         whole = Problem.of(pairs.fit + pairs.held, start, shifts=layer.can_shift)
         return Sparse(_solved(whole, mask, best), errors[best])
 
-    def rough(self, layer: Linear, pairs: Pairs, pattern: Pattern) -> Fit:
+    def wide(self, layer: Linear, pairs: RowPairs) -> Wide:
+        """How a layer is made sparse of which only rows are known."""
+        return Wide(layer, pairs, self.method == "magnitude", self.refit)
+
+    def rough(self, layer: Linear, pairs: Pairs | RowPairs, pattern: Pattern) -> Fit:
         """A layer made sparse without a choice between masks and ridges."""
+        if isinstance(pairs, RowPairs):
+            return self.wide(layer, pairs).sparse(pattern)[0]
         problem = Problem.of(pairs.fit, layer.fit(), shifts=layer.can_shift)
         return self.left(problem, next(self.masks(layer, problem, [pattern])))
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
 from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.pruning import Amount
 from graphopt.report import PrunedLayer
-from graphopt_passes.refit.linear import Linear, linear_layers
+from graphopt_passes.refit.linear import LINEAR, Linear, linear_layers
 
 TECHNIQUE = "sparsity"
+
+_WEIGHTED = (*LINEAR, "ConvTranspose", "LSTM", "GRU", "RNN", "Gather")
+_LEAST = 1 << 10  # numbers of a weight that is worth a word
 
 
 def candidates(model: Model, run: Run, amount: Amount) -> tuple[dict[str, Linear], list[PrunedLayer]]:
     """The layers of a model that may be made sparse by name, and the rows of those that may not."""
     layers: dict[str, Linear] = {}
-    refused = []
+    refused = list(_others(model))
     for one in linear_layers(model):
         if not isinstance(one, Linear):
             refused.append(PrunedLayer(g.output_name(one[0]), one[0].op_type, TECHNIQUE, reason=one[1]))
@@ -27,6 +34,20 @@ def candidates(model: Model, run: Run, amount: Amount) -> tuple[dict[str, Linear
             refused.append(PrunedLayer(name, layer.op, TECHNIQUE, numbers_before=layer.size, reason=reason))
             del layers[name]
     return layers, refused
+
+
+def _others(model: Model) -> Iterator[PrunedLayer]:
+    """Rows of nodes with large weights that are none of these layers."""
+    main = model.ir.graph
+    for node in g.nodes(model.ir):
+        if g.is_op(node, *LINEAR) and node.graph is main:
+            continue
+        known = [tensor for value in node.inputs if (tensor := g.constant(value)) is not None]
+        size = sum(tensor.size for tensor in known if tensor.dtype is ir.DataType.FLOAT)
+        if node.op_type not in _WEIGHTED or size < _LEAST:
+            continue
+        where = f"a {node.op_type} is not made sparse" if node.graph is main else "it lies in a subgraph"
+        yield PrunedLayer(g.output_name(node), node.op_type, TECHNIQUE, numbers_before=size, reason=where)
 
 
 def _refusal(layer: Linear, run: Run, amount: Amount, *, is_end: bool) -> str:

@@ -43,9 +43,11 @@ def one_by_one(w: Doubles, h: Doubles, pattern: Pattern) -> Mask:
     upper = np.linalg.cholesky(_inverse(h)).swapaxes(1, 2)
     diagonal = np.einsum("gkk->gk", upper)
     columns = w.shape[2]
+    alone = _over_all(pattern, np.square(w / diagonal[:, None]))  # how full each block is to be
     for start in range(0, columns, _BLOCK):
         block = slice(start, min(start + _BLOCK, columns))
-        mask[:, :, block] = _over_all(pattern, np.square(w[:, :, block] / diagonal[:, None, block]))
+        within = pattern.like(alone[:, :, block])
+        mask[:, :, block] = _over_all(within, np.square(w[:, :, block] / diagonal[:, None, block]))
         wrong = np.zeros(w[:, :, block].shape)
         for k in range(block.start, block.stop):
             error = np.where(mask[:, :, k], 0.0, w[:, :, k]) / diagonal[:, k, None]

@@ -30,6 +30,9 @@ class Pattern(Protocol):
     def relaxed(self, part: float) -> Pattern:
         """A pattern from which that part of what is to go does not go yet."""
 
+    def like(self, part: Mask) -> Pattern:
+        """The pattern of some columns that are as full as a part of a mask."""
+
 
 @dataclass(frozen=True)
 class Anywhere:
@@ -49,6 +52,10 @@ class Anywhere:
     def relaxed(self, part: float) -> Anywhere:
         """See :meth:`Pattern.relaxed`."""
         return Anywhere(self.density + part * (1 - self.density))
+
+    def like(self, part: Mask) -> Anywhere:
+        """See :meth:`Pattern.like`."""
+        return Anywhere(float(part.mean()))
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,10 @@ class Groups:
 
     def relaxed(self, part: float) -> Groups:
         """The same: a group is never fuller."""
+        return self
+
+    def like(self, part: Mask) -> Groups:
+        """The same."""
         return self
 
 

@@ -26,7 +26,7 @@ from graphopt_passes.prune.search import Attempt, searched
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.refit.linear import Linear, linear_layers
-from graphopt_passes.refit.moments import moments
+from graphopt_passes.refit.moments import moments_or_rows
 from graphopt_passes.refit.samples import collector_of, fitting_samples
 from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.waves import waves
@@ -149,7 +149,7 @@ class Sparsifier:
                 errors = {} if self.amount.group else _blind(layer)
                 yield name, errors, self._variant(name, unfitted(layer, pattern).fit)
             return
-        found = moments(
+        found = moments_or_rows(
             collector_of(self.task), self.teacher, self.teacher, self.layers.values(), self.samples
         )
         for layer, pairs in found:
@@ -185,7 +185,7 @@ class Sparsifier:
         steps = waves(student, todo)
         for done, wave in enumerate(steps):
             self.task.progress("fitting layers", done, len(steps))
-            for layer, pairs in moments(
+            for layer, pairs in moments_or_rows(
                 collector_of(self.task), self.teacher, student, wave, self.samples
             ):
                 sparse = self.fitter.sparse(layer, pairs, patterns.get(layer.name))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,16 @@ from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt_passes.exact.eliminate_dead_code import remove_dead
 
+OVERRIDABLE = "callers may override it; if none does, use --freeze-initializers"
+_NARROW = frozenset(
+    ir.DataType[name]
+    for name in ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2")
+)
+
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant of floats that nobody can override.
+    """A constant of floats.
 
     Attributes:
         value: an initializer of the main graph or a subgraph, or what a Constant node makes.
@@ -52,6 +59,36 @@ def weights(model: Model) -> Iterator[Weight]:
                     continue
                 if value.uses():
                     yield Weight(value, tensor, root)
+
+
+def overridable(model: Model) -> Iterator[Weight]:
+    """The float32 initializers that callers may override, and that some node reads."""
+    graph = model.ir.graph
+    for value in graph.initializers.values():
+        tensor = value.const_value if value.is_graph_input() else None
+        if tensor is not None and tensor.dtype is ir.DataType.FLOAT and value.uses():
+            yield Weight(value, tensor, graph)
+
+
+def others(model: Model, least: int) -> Iterator[tuple[ir.Value, str]]:
+    """Initializers and Constants of at least so many numbers that are no such weights, and why.
+
+    Args:
+        model: integers of 32 bits and more are no weights of it, and neither is what nobody reads.
+        least: numbers.
+    """
+    for weight in overridable(model):
+        if weight.tensor.size >= least:
+            yield weight.value, OVERRIDABLE
+    for value in (value for graph in g.graphs(model.ir) for value in _constants(graph)):
+        tensor = g.constant(value)
+        if tensor is not None and tensor.size >= least and tensor.dtype in _NARROW and value.uses():
+            yield value, f"it is {tensor.dtype.name.lower()} already"
+
+
+def summed_up(reasons: Iterable[str]) -> str:
+    """Reasons in words, the most frequent first; empty if there are none."""
+    return "; ".join(f"{count:,}x {reason}" for reason, count in Counter(reasons).most_common(3))
 
 
 def _constants(graph: ir.Graph) -> Iterator[ir.Value]:

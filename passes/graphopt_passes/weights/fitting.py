@@ -90,7 +90,7 @@ class _Descent:
         size, zeros = (np.ascontiguousarray(found.T) for found in grid.expanded(w.shape[1]))
         self.steps, self.moments, self.block = np.ascontiguousarray(steps.T), moments, grid.block
         self.scales = np.ascontiguousarray(grid.scales.T, np.float64)
-        self.least, self.most = -zeros, levels(grid.bits) - zeros
+        self.least, self.most = (np.where(w.T == 0, 0, end) for end in (-zeros, levels(grid.bits) - zeros))
         self.wrong = w.T - self.steps * size
 
     def sweep(self) -> None:

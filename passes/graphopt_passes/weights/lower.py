@@ -2,7 +2,8 @@
 
 1. Weights are rounded: fitted to the samples if there are any (gptq), else by what needs none (hqq).
 2. Where the runtime has a kernel for blocks of integers, it is timed against the product on floats. What is
-   slower as integers is made float when the model is loaded, so that the whole is no slower than it was.
+   slower as integers is made float when the model is loaded, so that the whole is no slower than it was; so
+   is what a kernel would add more noise to than rounding did.
 3. If the budget is missed, weights get 8 bits and then all of theirs back, always the one that makes the
    most noise per number, until it holds.
 """
@@ -21,8 +22,10 @@ from graphopt.report import LayerReport
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import decibels, noise, sensitivities
 from graphopt_passes.weights.build import Builder, Site
-from graphopt_passes.weights.forms import Packed
+from graphopt_passes.weights.constants import summed_up
+from graphopt_passes.weights.forms import STYLES, Packed
 from graphopt_passes.weights.judging import Verdict, judged, slower
+from graphopt_passes.weights.places import LEAST
 from graphopt_passes.weights.rounds import Rounder
 from graphopt_passes.weights.speed import Names, fastest
 
@@ -46,7 +49,7 @@ class _Search:
 
     task: Task
     bits: int
-    kernels: Names | None = None
+    kernels: Names = frozenset()
     penalties: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Outcome:
@@ -56,14 +59,14 @@ class _Search:
         self.sites = {site.name: site for site in self.builder.writable(found, self.bits)}
         if not self.sites:
             return self._refuse(self._nothing())
+        self.kernels = self._harmless
         rounder = Rounder(self.task, self.builder.base, symmetric=not self.builder.has_kernels)
         weights: Weights = dict(rounder.packed(self._wanted, self._method))
         if not self.task.options.verify:
             return self._accept(weights, judged(self.task, self._model(weights)))
         weights = self._better(weights, rounder)
-        self.kernels = fastest(
-            self.task, self.sites.values(), lambda names: self.builder.build(weights.items(), names)
-        )
+        computing = [site for site in self.sites.values() if site.name in self._harmless]
+        self.kernels = fastest(self.task, computing, lambda names: self.builder.build(weights.items(), names))
         verdict = judged(self.task, self._model(weights))
         if not verdict.kept:
             return self._safer(weights, rounder, verdict)
@@ -72,7 +75,9 @@ class _Search:
     def _nothing(self) -> str:
         if self.builder.nibbles:
             return f"weights of 4 bits that no kernel reads need opset 21, and {self.builder.nibbles}"
-        return "there is no weight of 2,048 numbers and more that products are summed up with"
+        nothing = f"there is no float32 weight of {LEAST:,} numbers and more that products are summed up with"
+        why = summed_up(self.refusals.values())
+        return f"{nothing}: {why}" if why else nothing
 
     @property
     def _wanted(self) -> dict[str, int]:
@@ -80,6 +85,18 @@ class _Search:
         which errors cancel, and all that follows computes with them.
         """
         return {name: 8 if "lookup" in site.ways else self.bits for name, site in self.sites.items()}
+
+    @property
+    def _harmless(self) -> Names:
+        """The weights whose kernels make no more noise than the weights: not products of 8 bits where these
+        round what they multiply with to 8 bits as well.
+        """
+        rounds = self.bits == 8 and STYLES[self.task.options.target].rounds
+        return frozenset(
+            name
+            for name, site in self.sites.items()
+            if site.kernel and not (rounds and "product" in site.ways)
+        )
 
     @property
     def _method(self) -> str:
@@ -145,9 +162,17 @@ class _Search:
     def _accept(self, weights: Weights, verdict: Verdict) -> Outcome:
         model = self._model(weights)
         if not verdict.unknown and (found := slower(self.task, model)):
-            return self._refuse(f"it is slower: {found}", verdict.score)
+            return self._decoded(weights, found, verdict)
         notes = (*verdict.notes, self._told(weights))
         return Outcome(model, verdict.reason, verdict.score, tuple(self._layers(weights)), notes=notes)
+
+    def _decoded(self, weights: Weights, found: str, verdict: Verdict) -> Outcome:
+        """The same weights, all made float at load, after a measurement speaks against the kernels."""
+        if not self.kernels:
+            return self._refuse(f"it is slower: {found}", verdict.score)
+        self.kernels = frozenset()
+        again = judged(self.task, self._model(weights))
+        return self._accept(weights, again) if again.kept else self._refuse(again.reason, again.score)
 
     def _refuse(self, reason: str, score: Score | None = None) -> Outcome:
         return Outcome(None, reason, score, tuple(self._layers({})))
@@ -162,9 +187,7 @@ class _Search:
         )
 
     def _computes(self, site: Site) -> bool:
-        return (
-            self.builder.has_kernels and site.kernel and (self.kernels is None or site.name in self.kernels)
-        )
+        return self.builder.has_kernels and site.name in self.kernels
 
     def _layers(self, weights: Weights) -> Iterator[LayerReport]:
         """One report for each weight that was rounded, or that there is a reason against."""
@@ -195,4 +218,6 @@ class _Search:
         if self._computes(site) or not self.builder.has_kernels:
             return ""
         why = "its kernel would be slower" if site.kernel else "there is no kernel for it"
+        if site.kernel and site.name not in self._harmless:
+            why = "its kernel would round what it is multiplied with to 8 bits"
         return f"made float when the model is loaded: {why}"

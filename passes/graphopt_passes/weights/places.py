@@ -19,7 +19,7 @@ from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt_passes.quantize.scheme import Array
-from graphopt_passes.weights.constants import Weight, weights
+from graphopt_passes.weights.constants import Weight, others, weights
 
 if TYPE_CHECKING:
     from graphopt.shapes.inference import Shapes
@@ -113,6 +113,8 @@ class Place:
 def places(model: Model, run: Run) -> Iterator[Place]:
     """All places of the main graph and its subgraphs; those that have a reason against them are refused."""
     shapes = run.shapes(model)
+    for value, reason in others(model, LEAST):
+        run.journal.refuse(RULE, f"'{value.name}'", reason)
     for weight in weights(model):
         if weight.home is not model.ir.graph or weight.tensor.size < LEAST:
             continue

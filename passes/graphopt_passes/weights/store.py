@@ -1,11 +1,26 @@
-"""``--store fp16`` and ``--store bf16``: weights in half precision, within the accuracy budget."""
+"""``--store fp16`` and ``--store bf16``: weights in half precision, within the accuracy budget.
+
+If all of them together miss it, the noise of each alone ranks them, and the fewest of the noisiest stay as
+they are with which the rest keeps it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from graphopt.journal import Journal, Rewrite
+from graphopt.model import Model
 from graphopt.precision import Outcome, Task
-from graphopt_passes.weights.judging import judged, slower
-from graphopt_passes.weights.store_half import HALVES, RULE, Half
-from graphopt_passes.weights.store_half import store as stored
+from graphopt.report import LayerReport
+from graphopt_passes.halve.search import rank, smallest
+from graphopt_passes.quantize.draft import Draft
+from graphopt_passes.quantize.sensitivity import decibels, sensitivities
+from graphopt_passes.weights.constants import summed_up
+from graphopt_passes.weights.judging import Verdict, judged, slower
+from graphopt_passes.weights.store_half import HALVES, RULE, Half, store
+
+NONE: frozenset[str] = frozenset()
 
 
 def fp16(task: Task) -> Outcome:
@@ -19,17 +34,74 @@ def bf16(task: Task) -> Outcome:
 
 
 def _store(task: Task, half: Half) -> Outcome:
-    model, run = task.model.clone(), task.new_run()
-    layers = tuple(stored(model, run, half))
-    if not layers and task.options.precision is not None:
-        told = "no float32 weight is left that is worth storing in half precision"
-        return Outcome(task.model.clone(), told, notes=(told,))
-    if not any(one.precision == half.dtype.name.lower() for one in layers):
-        why = next((one.reason for one in run.journal.refusals if one.rule == RULE), "no weight is worth it")
-        return Outcome(None, why, layers=layers)
-    verdict = judged(task, model)
-    if not verdict.kept:
-        return Outcome(None, verdict.reason, verdict.score, layers)
-    if not verdict.unknown and (found := slower(task, model)):
-        return Outcome(None, f"it is slower: {found}", verdict.score, layers)
-    return Outcome(model, verdict.reason, verdict.score, layers, notes=(*run.journal.notes, *verdict.notes))
+    return _Search(task, half).run()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A model with weights in half precision, and what was said while they were stored."""
+
+    model: Model
+    layers: tuple[LayerReport, ...]
+    journal: Journal
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One run: all weights, and if they cost too much, all but the fewest that do."""
+
+    task: Task
+    half: Half
+
+    def run(self) -> Outcome:
+        """The steps."""
+        found = self._stored(NONE)
+        if not found.layers and self.task.options.precision is not None:
+            told = "no float32 weight is left that is worth storing in half precision"
+            return Outcome(self.task.model.clone(), told, notes=(told,))
+        if not self._names(found):
+            why = summed_up(one.reason for one in found.journal.refusals if one.rule == RULE)
+            return Outcome(None, why or "no weight is large enough", layers=found.layers)
+        verdict = judged(self.task, found.model)
+        if verdict.kept:
+            return self._timed(found, verdict)
+        less = self._within_budget(found)
+        if not self._names(less):
+            return Outcome(None, verdict.reason, verdict.score, less.layers)
+        return self._timed(less, judged(self.task, less.model))
+
+    def _stored(self, floats: frozenset[str]) -> _Stored:
+        """The model with all weights stored but these."""
+        model, run = self.task.model.clone(), self.task.new_run()
+        run.journal.left_out = frozenset(Rewrite(RULE, name) for name in floats)
+        return _Stored(model, tuple(store(model, run, self.half)), run.journal)
+
+    def _names(self, found: _Stored) -> list[str]:
+        stored = self.half.dtype.name.lower()
+        return [layer.name for layer in found.layers if layer.precision == stored]
+
+    def _within_budget(self, found: _Stored) -> _Stored:
+        """The model with as few weights on float32 as the budget takes."""
+        names = self._names(found)
+        penalties = sensitivities(self.task, lambda name: self._alone(name, names), names)
+        ranked = rank([(name,) for name in names], {(name,): noise for name, noise in penalties.items()})
+        floats = smallest(ranked, lambda some: judged(self.task, self._stored(some).model).kept)
+        less, before = self._stored(floats), {layer.name: layer for layer in found.layers}
+        costly = [_costly(before[name], penalties[name]) for name in names if name in floats]
+        return replace(less, layers=(*less.layers, *costly))
+
+    def _alone(self, name: str, names: Iterable[str]) -> Draft:
+        return Draft(self.task, self._stored(frozenset(names) - {name}).model, frozenset())
+
+    def _timed(self, found: _Stored, verdict: Verdict) -> Outcome:
+        """The outcome, once it is measured."""
+        if not verdict.unknown and (slow := slower(self.task, found.model)):
+            return Outcome(None, f"it is slower: {slow}", verdict.score, found.layers)
+        notes = (*found.journal.notes, *verdict.notes)
+        return Outcome(found.model, verdict.reason, verdict.score, found.layers, notes=notes)
+
+
+def _costly(layer: LayerReport, penalty: float) -> LayerReport:
+    """A weight that stays for the accuracy that storing it would cost."""
+    reason = f"costs accuracy: {decibels(penalty):.1f} dB if it alone is stored in half precision"
+    return replace(layer, precision="float32", bytes_after=layer.bytes_before, reason=reason)

@@ -7,7 +7,8 @@ before, from a file of half the size; the only error is that of rounding the wei
 it is where that error would be larger than half precision promises: where a number leaves the range, or
 where digits below the least normal number (2⁻¹⁴ in float16) are lost. Beside larger numbers, with which they
 are summed up, these digits do not count; but they do where an operator divides by each number, or takes its
-root or logarithm. So does one stay that is too small to save what its Cast takes.
+root or logarithm. Whole numbers, such as a table of lengths kept as floats, are rounded nowhere. So does one
+stay that is too small to save what its Cast takes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import graph as g
+from graphopt.errors import UsageError
 from graphopt.footprint import header_bytes
 from graphopt.legacy import as_ir4
 from graphopt.pipeline import Pass, Run
@@ -27,7 +29,7 @@ from graphopt.report import LayerReport
 from graphopt.storage.weights import slices
 from graphopt_passes.exact.fold_constants import WIDENED
 from graphopt_passes.exact.raise_opset import raised
-from graphopt_passes.weights.constants import Front, Weight, replace, weights
+from graphopt_passes.weights.constants import OVERRIDABLE, Front, Weight, overridable, replace, weights
 
 if TYPE_CHECKING:
     from graphopt.model import Model
@@ -71,17 +73,22 @@ class StoreHalf(Pass):
 
     Attributes:
         type: ``fp16`` or ``bf16``.
+
+    Raises:
+        UsageError: there is no such type.
     """
 
     name: ClassVar[str] = RULE
     exact: ClassVar[bool] = False
     type: str = "fp16"
 
+    def __post_init__(self) -> None:
+        if self.type not in HALVES:
+            known = " and ".join(HALVES)
+            raise UsageError(f"pass '{RULE}' has no type '{self.type}'; its types are {known}")
+
     def apply(self, model: Model, run: Run) -> bool:
         """Store what can be; refusals go to the journal."""
-        if self.type not in HALVES:
-            run.journal.refuse(RULE, "the model", f"there is no type '{self.type}', only fp16 and bf16")
-            return False
         revision = run.journal.revision
         store(model, run, HALVES[self.type])
         return run.journal.revision > revision
@@ -104,6 +111,7 @@ def store(model: Model, run: Run, half: Half) -> list[LayerReport]:
         return []
     with as_ir4(model, run.journal):
         found = [_store(weight, model, run, half) for weight in list(weights(model))]
+        found += [_kept(weight, OVERRIDABLE, run) for weight in overridable(model) if _is_worth_it(weight)]
     return [report for report in found if report is not None]
 
 
@@ -119,8 +127,8 @@ def _opset(model: Model, run: Run, half: Half) -> str | None:
 
 def _store(weight: Weight, model: Model, run: Run, half: Half) -> LayerReport | None:
     """Store one weight; ``None`` if it is too small to be spoken of."""
-    if weight.tensor.nbytes <= WIDENED or _saved(weight) <= 0:
-        return None  # folding constants would widen it again, or its Cast takes more than it saves
+    if not _is_worth_it(weight):
+        return None
     if any(run.keeps(node) for node in weight.readers):
         return _kept(weight, "it is to be kept (--keep)", run)
     rounded = np.empty(weight.tensor.shape.numpy(), half.numpy)
@@ -139,6 +147,11 @@ def _store(weight: Weight, model: Model, run: Run, half: Half) -> LayerReport | 
     narrow = front.constant(ir.Tensor(rounded, half.dtype), f"{weight.name}_{suffix}")
     replace(weight, front.node("Cast", narrow, to=int(ir.DataType.FLOAT)), model, run)
     return report
+
+
+def _is_worth_it(weight: Weight) -> bool:
+    """Whether folding constants does not widen it again, and its Cast takes less than it saves."""
+    return weight.tensor.nbytes > WIDENED and _saved(weight) > 0
 
 
 def _saved(weight: Weight) -> int:
@@ -163,6 +176,9 @@ def why_not(tensor: ir.TensorProtocol, rounded: Array, half: Half, one_by_one: b
     beyond, vanishing = sum(one.beyond for one in losses), sum(one.vanishing for one in losses)
     if beyond:
         return f"{beyond:,} of {tensor.size:,} numbers are beyond the range of {half.dtype.name.lower()}"
+    changed = sum(one.changed for one in losses)
+    if changed and all(one.whole for one in losses):
+        return f"it holds whole numbers, of which {changed:,} of {tensor.size:,} would become others"
     if one_by_one and vanishing:
         return f"{vanishing:,} of {tensor.size:,} numbers would lose digits or vanish"
     error, largest = max(one.error for one in losses), max(one.largest for one in losses)
@@ -176,11 +192,15 @@ class _Loss:
     Attributes:
         beyond: how many leave the range.
         vanishing: how many lose more than rounding to nearest does among normal numbers.
+        changed: how many become another number.
+        whole: whether all are whole numbers, as tables of indices or of lengths are.
         error, largest: the largest error and the largest number, both absolute.
     """
 
     beyond: int
     vanishing: int
+    changed: int
+    whole: bool
     error: float
     largest: float
 
@@ -192,7 +212,10 @@ class _Loss:
         error = np.abs(np.where(finite, rounded.astype(np.float32), 0) - np.where(finite, numbers, 0))
         beyond = int((finite & ~np.isfinite(rounded)).sum())
         vanishing = int((error > unit * exact).sum())
-        return cls(beyond, vanishing, float(error.max(initial=0.0)), float(exact.max(initial=0.0)))
+        changed, whole = int((error > 0).sum()), bool((np.rint(exact) == exact).all())
+        return cls(
+            beyond, vanishing, changed, whole, float(error.max(initial=0.0)), float(exact.max(initial=0.0))
+        )
 
 
 def _kept(weight: Weight, reason: str, run: Run) -> LayerReport:

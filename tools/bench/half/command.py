@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
 from tools import models
-from tools.bench import options, pages
-from tools.bench.asking import JudgeError
+from tools.bench import options, running
 from tools.bench.conversion import Limits
 from tools.bench.half import comparison, contestants, tables
 
@@ -26,7 +23,6 @@ def add(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Compare model by model; the JSON file keeps what is not run again."""
-    found = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
     limits = Limits(chosen.limit, int(chosen.memory * 1e9))
     plan = comparison.Plan(
         contestants=chosen.contestants,
@@ -37,14 +33,5 @@ def run(chosen: argparse.Namespace) -> None:
         reuse=chosen.reuse,
         keep=chosen.keep or chosen.reuse,
     )
-    for name in chosen.models:
-        print(name, file=sys.stderr)
-        try:
-            found[name] = comparison.compare(name, plan, found.get(name, {}))
-        except (JudgeError, models.FetchError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
-        chosen.json.write_text(json.dumps(found, indent=1))
-    text = tables.page({name: found[name] for name in models.recipes() if name in found})
-    print(text)
-    if chosen.write_docs:
-        pages.write("half", text)
+    found = running.each(chosen.models, chosen, lambda name, known: comparison.compare(name, plan, known))
+    running.publish(tables.page(running.ordered(found, list(models.recipes()))), "half", chosen)

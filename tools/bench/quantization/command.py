@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from tools import models
-from tools.bench import options, pages
-from tools.bench.asking import JudgeError
-from tools.bench.quantization import comparison, contestants, tables, targets, tasks
+from tools.bench import options, running
+from tools.bench.quantization import contestants, session, tables, targets, tasks
 
 
 def add(commands: Any) -> None:
@@ -30,26 +26,8 @@ def add(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Compare task by task; the JSON file keeps the tasks of earlier runs that are not run again."""
-    found = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
-    plan = comparison.Plan(
-        contestants=chosen.contestants,
-        roster=contestants.ROSTER,
-        peers_python=chosen.peers_python,
-        work=chosen.work,
-        limit_s=chosen.limit,
-        limit_bytes=int(chosen.memory * 1e9),
-        seconds=chosen.latency,
-        reuse=chosen.reuse,
-    )
-    for task in chosen.tasks:
-        print(task, file=sys.stderr)
-        try:
-            found[task] = comparison.compare(task, plan)
-        except (JudgeError, models.FetchError) as error:
-            print(f"{task}: {error}", file=sys.stderr)
-        chosen.json.write_text(json.dumps(found, indent=1))
-    ordered = {task: found[task] for task in tasks.MODULES if task in found}
+    plan = session.plan(chosen, contestants.ROSTER)
+    found = running.each(chosen.tasks, chosen, session.comparing(plan))
+    ordered = running.ordered(found, list(tasks.MODULES))
     text = f"{tables.all_kinds(ordered)}\n\n### Targets\n\n{targets.table(ordered)}"
-    print(text)
-    if chosen.write_docs:
-        pages.write("quantization", text)
+    running.publish(text, "quantization", chosen)

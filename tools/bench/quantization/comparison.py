@@ -31,6 +31,8 @@ class Plan:
         seconds: time for one measurement of latency.
         macs: count what is computed in integers.
         reuse: take a peer's result that an earlier run made of the same model and samples.
+        judge: the module whose process judges.
+        most_samples: to calibrate on.
     """
 
     contestants: list[str]
@@ -42,6 +44,8 @@ class Plan:
     seconds: float
     reuse: bool
     macs: bool = True
+    judge: str = JUDGE
+    most_samples: int = 300
 
 
 def compare(task: str, plan: Plan) -> Facts:
@@ -56,19 +60,20 @@ def compare(task: str, plan: Plan) -> Facts:
     folder = plan.work / task
     folder.mkdir(parents=True, exist_ok=True)
     samples = folder / "samples"
-    about = ask(JUDGE, {"prepare": task, "samples": str(samples)})
+    about = ask(plan.judge, {"prepare": task, "samples": str(samples), "most": plan.most_samples})
     quantized = {
         name: quantize(name, Path(about["model"]), samples, folder, plan) for name in plan.contestants
     }
     results = {name: str(folder / file_name(name)) for name, facts in quantized.items() if not facts["why"]}
     request = {
         "task": task,
+        "model": about["model"],
         "samples": str(samples),
         "models": results,
         "seconds": plan.seconds,
         "macs": plan.macs,
     }
-    judged = ask(JUDGE, request)
+    judged = ask(plan.judge, request)
     merged = {name: {**facts, **judged.get(name, {})} for name, facts in quantized.items()}
     return {**about, "contestants": {ORIGINAL: judged[ORIGINAL], **merged}}
 

@@ -1,7 +1,8 @@
 """Judge the quantized models of one task against fp32: `python -m tools.bench.quantization.judge`.
 
-Reads {"task", "samples", "models": {contestant: path}, "seconds", "macs"} from standard input, prints
-{contestant: facts} with fp32 as the contestant `fp32`. Without "macs", integer arithmetic is not counted.
+Reads {"task", "model", "samples", "models": {contestant: path}, "seconds", "macs"} from standard input,
+prints {contestant: facts} with the model itself as the contestant `fp32`. Without "macs", integer arithmetic
+is not counted.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ Facts = dict[str, Any]
 def judge(request: dict[str, Any]) -> dict[str, Facts]:
     """Quality, latency and share of integer arithmetic of each model of the request."""
     task = tasks.load(request["task"])
-    examples = task.examples()
-    reference = quality.predictions(task.model(), task, examples)
+    examples, source = task.examples(), Path(request["model"])
+    reference = quality.predictions(source, task, examples)
     facts: dict[str, Facts] = {ORIGINAL: rated(task, examples, reference, reference)}
     folder = Path(request["samples"])
-    original = executed(task.model(), folder, "--plain") if request["macs"] else {}
+    original = executed(source, folder, "--plain") if request["macs"] else {}
     for name, model in request["models"].items():
         try:
             found = quality.predictions(Path(model), task, examples)
             facts[name] = rated(task, examples, reference, found)
-            facts[name]["speed"] = speeds(task, Path(model), request["seconds"])
+            facts[name]["speed"] = speeds(task, source, Path(model), request["seconds"])
             if request["macs"]:
                 facts[name]["integer_macs"] = macs.integer_share(executed(Path(model), folder), original)
         except (GraphoptError, ValueError) as error:  # ValueError: outputs of another shape
@@ -61,13 +62,13 @@ def executed(model: Path, folder: Path, *options: str) -> dict[str, int]:
     return found
 
 
-def speeds(task: Task, model: Path, seconds: float) -> dict[str, Facts]:
+def speeds(task: Task, source: Path, model: Path, seconds: float) -> dict[str, Facts]:
     """How many times faster than fp32 the model is at each workload, measured in turns on one thread."""
     found: dict[str, Facts] = {}
     with Worker() as worker:
         for name, feeds in task.workloads().items():
             compared = measure.compare(
-                task.model(),
+                source,
                 model,
                 quality.tensors(feeds),
                 worker=worker,
@@ -85,9 +86,9 @@ def speeds(task: Task, model: Path, seconds: float) -> dict[str, Facts]:
 
 
 def prepare(request: dict[str, Any]) -> Facts:
-    """Write the calibration samples of a task into the folder `samples`; tell where its model is."""
+    """Write calibration samples, `most` or all, into the folder `samples`; tell where the model is."""
     task = tasks.load(request["prepare"])
-    calibration = task.calibration()
+    calibration = task.calibration()[: request.get("most")]
     samples.write(calibration, Path(request["samples"]))
     about = {
         "kind": task.kind,

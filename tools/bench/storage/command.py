@@ -6,14 +6,13 @@ Only the standard library is imported here, see `tools.bench.process`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools import models
-from tools.bench import options, pages
+from tools.bench import options, running
 from tools.bench.asking import JudgeError, ask
 from tools.bench.conversion import Limits, convert
 from tools.bench.storage import tables
@@ -46,18 +45,10 @@ def add(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Store and judge model by model; the JSON file keeps what is not run again."""
-    found = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
-    for name in chosen.models:
-        print(name, file=sys.stderr)
-        try:
-            found[name] = of_model(name, chosen.work / name, chosen.latency)
-        except (JudgeError, models.FetchError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
-        chosen.json.write_text(json.dumps(found, indent=1))
-    text = tables.page({name: found[name] for name in models.recipes() if name in found})
-    print(text)
-    if chosen.write_docs:
-        pages.write("storage", text)
+    found = running.each(
+        chosen.models, chosen, lambda name, _: of_model(name, chosen.work / name, chosen.latency)
+    )
+    running.publish(tables.page(running.ordered(found, list(models.recipes()))), "storage", chosen)
 
 
 def of_model(name: str, folder: Path, seconds: float) -> Facts:

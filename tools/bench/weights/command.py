@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from tools import models
-from tools.bench import options, pages
-from tools.bench.asking import JudgeError
-from tools.bench.quantization import comparison, tasks
+from tools.bench import options, running
+from tools.bench.quantization import session, tasks
 from tools.bench.weights import contestants, tables
 
 
@@ -27,31 +23,6 @@ def add(commands: Any) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Compare task by task; the JSON file keeps what is not run again."""
-    found = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
-    plan = comparison.Plan(
-        contestants=chosen.contestants,
-        roster=contestants.ROSTER,
-        peers_python=chosen.peers_python,
-        work=chosen.work,
-        limit_s=chosen.limit,
-        limit_bytes=int(chosen.memory * 1e9),
-        seconds=chosen.latency,
-        reuse=chosen.reuse,
-        macs=False,
-    )
-    for task in chosen.tasks:
-        print(task, file=sys.stderr)
-        try:
-            found[task] = updated(found.get(task, {}), comparison.compare(task, plan))
-        except (JudgeError, models.FetchError) as error:
-            print(f"{task}: {error}", file=sys.stderr)
-        chosen.json.write_text(json.dumps(found, indent=1))
-    text = tables.page({task: found[task] for task in tasks.LANGUAGE if task in found})
-    print(text)
-    if chosen.write_docs:
-        pages.write("weights", text)
-
-
-def updated(before: comparison.Facts, after: comparison.Facts) -> comparison.Facts:
-    """The facts of one task; contestants that did not take part again keep theirs."""
-    return {**after, "contestants": {**before.get("contestants", {}), **after["contestants"]}}
+    plan = session.plan(chosen, contestants.ROSTER, macs=False)
+    found = running.each(chosen.tasks, chosen, session.comparing(plan))
+    running.publish(tables.page(running.ordered(found, list(tasks.LANGUAGE))), "weights", chosen)

@@ -25,6 +25,16 @@ MODULES = {
     "shufflenet": "drawn",
     "densenet121": "drawn",
 }
+PRUNING = {
+    "fashion_cnn": "fashion",
+    "fashion_mlp": "fashion",
+    "fashion_resnet": "fashion",
+    "fashion_vit": "fashion",
+    "fashion_lstm": "fashion",
+    "ppocrv4_rec": "text_lines",
+    "minilm": "sentences",
+    "magika": "files",
+}
 LANGUAGE = {"minilm": "sentences", "chargpt": "language"}  # the tasks of weight-only quantization
 
 
@@ -34,6 +44,6 @@ def load(name: str) -> Task:
     Raises:
         ImportError: a package of the extra `bench` is missing.
     """
-    module = importlib.import_module(f"{__name__}.{(MODULES | LANGUAGE)[name]}")
+    module = importlib.import_module(f"{__name__}.{(MODULES | LANGUAGE | PRUNING)[name]}")
     task: Task = module.task(name)
     return task

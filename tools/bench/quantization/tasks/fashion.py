@@ -13,7 +13,6 @@ from tools import models
 from tools.bench.quantization.task import Example, Feeds, Task
 from tools.train import data
 
-CALIBRATION = 300
 BATCH = 100
 
 
@@ -26,8 +25,8 @@ class Fashion(Task):
     metric: str = "top-1, %"
 
     def calibration(self) -> Sequence[Feeds]:
-        """The first images of fashion_calibration.npz, one per call."""
-        images = np.load(models.RECIPES.with_name("fashion_calibration.npz"))["input"][:CALIBRATION]
+        """The images of fashion_calibration.npz, one per call."""
+        images = np.load(models.RECIPES.with_name("fashion_calibration.npz"))["input"]
         return [{"input": image[None]} for image in images]
 
     def examples(self) -> Sequence[Example]:

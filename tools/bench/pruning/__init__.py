@@ -1,0 +1,1 @@
+"""Pruning side by side: graphopt and onnxsim's pruner on the same samples and tests."""
