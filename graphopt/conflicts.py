@@ -51,16 +51,24 @@ def _pruning(options: Options) -> Iterator[str]:
         yield (
             f"--cluster and --precision {options.precision} both decide how weights are stored; leave one out"
         )
-    if not options.prunes:
-        yield from _needless("a share to remove: give --channels, --rank or --sparsity", _prunings(options))
+    asked = {*options.amounts, *(["circulant"] if options.circulant is not None else [])}
+    if not asked & {"channels", "sparsity"}:
+        fitting = {"--select": options.select != "obs", "--no-refit": not options.refit}
+        yield from _needless("--channels or --sparsity", fitting)
+    if options.select == "lasso" and "channels" not in asked:
+        yield "--select lasso chooses channels: it needs --channels"
+    if not asked & {"channels", "rank", "circulant"}:
+        objective = {"--objective": options.objective != "latency"}
+        yield from _needless("--channels, --rank or --circulant", objective)
+    if options.prunes and not options.verify:
+        yield from _unjudged(options)
 
 
-def _prunings(options: Options) -> dict[str, bool]:
-    return {
-        "--objective": options.objective != "latency",
-        "--select": options.select != "obs",
-        "--no-refit": not options.refit,
-    }
+def _unjudged(options: Options) -> Iterator[str]:
+    """What asks for a budget to be kept, though nothing is judged."""
+    auto = [f"--{name} auto" for name, amount in options.amounts.items() if amount.share is None]
+    for asked in (["--max-drop"] if options.max_drop is not None else []) + auto:
+        yield f"{asked} keeps a budget, which --no-verify does not judge; leave one of them out"
 
 
 def _calibrating(options: Options) -> dict[str, bool]:

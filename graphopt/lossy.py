@@ -97,10 +97,9 @@ class Lossy:
 
     def _judge_beside(self, lowered: Candidate, stage: Stage) -> None:
         """From here on judge beside what was done at any cost."""
+        self.owed = self.beside is not None
         if not stage.budget.is_bounded:
             self.beside = self.case.worker.pool.write(lowered.model)
-        else:
-            self.owed = self.beside is not None
 
     def _tell(self, outcome: Outcome, accuracy: AccuracyReport | None, kept: bool) -> None:
         """Report a stage; what an earlier one achieved is not replaced by what this one did not."""

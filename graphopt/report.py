@@ -106,7 +106,8 @@ class PrunedLayer:
         op: its operator, or that of the first layer of the group.
         technique: ``channels``, ``rank``, ``circulant``, ``sparsity`` or ``cluster``.
         kept: what is left, in words, such as ``24 of 64 channels``; empty if it stays as it was.
-        error: ‖y' − y‖² / ‖y‖² of its output (of a layer's weight without samples); None if not known.
+        error: ‖y' − y‖² / ‖y‖² of its output; with sparsity beside what y varies, with channels expected, of
+            all layers that read them; with clusters, and without samples, of its weight. None if not known.
         numbers_before, numbers_after: stored weights; None if not known. Zeros count until they are removed.
         macs_before, macs_after: multiply-accumulates of a run of the first sample; None if not known.
         ms_before, ms_after: milliseconds of a run; None if not measured.

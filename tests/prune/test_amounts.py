@@ -54,6 +54,14 @@ CONFLICTS = {
     "an objective of nothing": ({"objective": "macs"}, "--objective needs"),
     "no fitting of nothing": ({"refit": False}, "--no-refit needs"),
     "a budget of nothing": ({"max_drop": "1%"}, "--max-drop needs"),
+    "a way to choose that rank has no use for": ({"rank": 0.5, "select": "l1"}, "--select needs"),
+    "a way to choose channels alone": (
+        {"sparsity": 0.5, "select": "lasso"},
+        "needs --channels",
+    ),
+    "an objective that zeros do not serve": ({"sparsity": 0.5, "objective": "macs"}, "--objective needs"),
+    "a budget that is not judged": ({"rank": 0.5, "max_drop": "1%", "verify": False}, "--no-verify"),
+    "as much as nobody judges": ({"sparsity": "auto", "verify": False}, "--sparsity auto"),
     "an amount of no metric": ({"rank": 0.5, "max_drop": "0.5"}, "there is none"),
 }
 

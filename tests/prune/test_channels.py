@@ -116,3 +116,52 @@ def test_integers_come_behind_channels_in_one_run(images: Images) -> None:
     assert any(layer.precision == "int8" for layer in report.layers)
     assert report.accuracy is not None and report.accuracy.budget == "none"
     assert any(note.startswith("int8, beside the pruned model: ") for note in report.notes)
+
+
+def test_two_shares_are_told_beside_the_original() -> None:
+    proto, data = redundant(), samples(400, 1)
+    report = graphopt.optimize(proto, channels=0.75, sparsity=0.5, data=data, measure=False).report
+    assert report.accuracy is not None and report.accuracy.before.sqnr_db == np.inf
+    alone = graphopt.optimize(proto, channels=0.75, data=data, measure=False).report
+    assert alone.accuracy is not None and report.accuracy.after.sqnr_db is not None
+    assert alone.accuracy.after.sqnr_db is not None
+    assert report.accuracy.after.sqnr_db < alone.accuracy.after.sqnr_db + 1
+
+
+@pytest.mark.parametrize("how", [{"channels": 0.5}, {"sparsity": 0.7}], ids=str)
+def test_a_kept_layer_is_not_fitted(how: dict[str, float]) -> None:
+    rng = np.random.default_rng(0)
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 24] x) => (float[N, 4] z)'
+        " { a = Gemm (x, w, b)  r = Relu (a)  y = Gemm (r, v, c)  s = Relu (y)  z = Gemm (s, u, d) }"
+    )
+    shapes = {"w": (24, 32), "b": (32,), "v": (32, 32), "c": (32,), "u": (32, 4), "d": (4,)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    proto.graph.initializer.extend(numpy_helper.from_array(data, name) for name, data in weights.items())
+    proto.graph.node[-1].name = "last"
+    found = graphopt.optimize(proto, data=samples(200, 1), keep=["last"], measure=False, **how)
+    last = serialized(found.model).graph.node[-1]
+    held = {one.name: numpy_helper.to_array(one) for one in serialized(found.model).graph.initializer}
+    assert found.report.pruned
+    np.testing.assert_array_equal(held[last.input[1]], weights["u"])
+    np.testing.assert_array_equal(held[last.input[2]], weights["d"])
+
+
+@pytest.mark.parametrize("picked", [[0, 0, *range(1, 16)], [0, 0, *range(2, 16)], [0, 1, *range(15, 0, -1)]])
+def test_channels_that_are_read_twice_go_with_both_readers(picked: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 24] x) => (float[N, 4] z)'
+        " { a = Gemm (x, w)  r = Relu (a)  p = Gather <axis = 1> (r, i)  z = MatMul (p, v) }"
+    )
+    weights = {"w": rng.standard_normal((24, 16)), "v": rng.standard_normal((len(picked), 4))}
+    tensors = [numpy_helper.from_array(data.astype(np.float32), name) for name, data in weights.items()]
+    proto.graph.initializer.extend([*tensors, numpy_helper.from_array(np.array(picked), "i")])
+    found = graphopt.optimize(
+        proto, channels=0.5, objective="macs", data=samples(400, 1), measure=False, passes=[]
+    )
+    after = serialized(found.model)
+    onnx.checker.check_model(after, full_check=True)
+    assert any(row.kept for row in found.report.pruned)
+    assert found.report.accuracy is not None and found.report.accuracy.after.sqnr_db is not None
+    assert found.report.accuracy.after.sqnr_db > 3

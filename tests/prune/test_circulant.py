@@ -96,3 +96,13 @@ def test_what_it_costs_is_told_and_refusals_have_reasons() -> None:
     assert rows["a"].kept and rows["a"].error is not None and rows["a"].error > 0.5
     assert "too few" in rows["y"].reason
     assert report.accuracy is not None and report.accuracy.budget == "none"
+
+
+def test_a_vector_is_not_multiplied_so() -> None:
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[64] x) => (float[64] y) { y = MatMul (x, w) }'
+    )
+    weight = RNG.standard_normal((64, 64)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    found = graphopt.optimize(proto, circulant=4, objective="macs", measure=False).report
+    assert [row.reason for row in found.pruned] == ["its input is a vector"]

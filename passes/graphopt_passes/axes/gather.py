@@ -35,11 +35,11 @@ class _Gatherer:
         self._number = np.full(space.elements.count, -1)
 
     def _sign(self) -> NDArray[np.uint64]:
-        """For each unit the sum of random numbers of the axes that it lies in: equal sums are equal axes."""
+        """For each unit the sum of random numbers of its elements' axes: equal sums are equal axes."""
         signatures = np.zeros(self.space.elements.count, np.uint64)
         words = np.random.default_rng(0).integers(2**64, size=len(self.axes), dtype=np.uint64)
         for word, units in zip(words, self.axes.values(), strict=True):
-            signatures[units] = signatures[units] + word  # a unit that occurs twice counts once
+            np.add.at(signatures, units, word)  # a unit that occurs twice counts twice
         return signatures
 
     def analysis(self) -> Analysis:

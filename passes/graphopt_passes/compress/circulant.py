@@ -48,6 +48,7 @@ class _Circulant:
     def refusal(self, layer: Linear, model: Model, run: Run) -> str:
         dims = f"{layer.channels} x {layer.columns} numbers"
         turned = layer.op == "Gemm" and g.attribute(layer.node, "transA", 0)
+        rank = run.shapes(model).rank(layer.node.inputs[0])
         why_not = {
             "it is a Conv; only products are made circulant": layer.op == "Conv",
             f"its {layer.size:,} numbers are too few for it": layer.size < LEAST,
@@ -56,7 +57,8 @@ class _Circulant:
             > MOST_COLUMNS,
             "its input is transposed": turned,
             "what it adds is not one constant for each channel": layer.op == "Gemm" and not layer.can_shift,
-            "the rank of its input is not known": run.shapes(model).rank(layer.node.inputs[0]) is None,
+            "the rank of its input is not known": rank is None,
+            "its input is a vector": rank == 1,
         }
         return next((reason for reason, holds in why_not.items() if holds), "")
 

@@ -35,7 +35,7 @@ def fit_behind(  # noqa: PLR0913, PLR0917 - what is fitted to what
 ) -> dict[str, Fit]:
     """Fit a student's layers in place, from the first that was changed on, from what they read now.
 
-    Those that were not changed make up for those before them.
+    Those that were not changed make up for those before them, unless they are to be kept (``--keep``).
 
     Args:
         task: what to work with.
@@ -50,7 +50,11 @@ def fit_behind(  # noqa: PLR0913, PLR0917 - what is fitted to what
     """
     known, mine = layers_of(teacher), layers_of(student)
     first = next((at for at, name in enumerate(mine) if name in columns), len(mine))
-    todo = [one for one in list(mine.values())[first:] if one.name in known and one.columns <= MOST_COLUMNS]
+    todo = [
+        one
+        for one in list(mine.values())[first:]
+        if one.name in known and one.columns <= MOST_COLUMNS and not run.keeps(one.node)
+    ]
     fits: dict[str, Fit] = {}
     steps = waves(student, todo) if samples else []
     for done, wave in enumerate(steps):

@@ -181,7 +181,8 @@ class Sparsifier:
             return
         first = min(list(layers).index(name) for name in patterns)
         behind = list(layers.values())[first:]
-        todo = [layer for layer in behind if self.fitter.refit or layer.name in patterns]
+        free = [layer for layer in behind if not run.keeps(layer.node)]
+        todo = [layer for layer in free if self.fitter.refit or layer.name in patterns]
         steps = waves(student, todo)
         for done, wave in enumerate(steps):
             self.task.progress("fitting layers", done, len(steps))

@@ -47,7 +47,7 @@ def judged(task: Task, model: Model) -> Verdict:
         return Verdict(*task.budget.holds(score, task.judge.reference), score)
     except WorkerError as error:
         if error.reason != "memory":
-            raise
+            return Verdict(False, f"ONNX Runtime does not run the result: {error}")
         note = f"judged by its structure only, since it does not fit into memory: {error}"
         return Verdict(True, "judged by its structure only", notes=(note,))
     finally:
