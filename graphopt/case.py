@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.options import Options
     from graphopt.proof.measure import Comparison
-    from graphopt.proof.verify import Verdict, Verifier
+    from graphopt.proof.verdict import Verdict
+    from graphopt.proof.verify import Verifier
     from graphopt.runtime.worker import Worker
     from graphopt.samples.sampling import Samples
 
@@ -58,7 +59,7 @@ class Case:
     def _contradiction(self, candidate: Candidate) -> Verdict | None:
         """A failure if onnx infers what the candidate contradicts, and the original does not; else None."""
         from graphopt.proof.inference import contradiction
-        from graphopt.proof.verify import Verdict
+        from graphopt.proof.verdict import Verdict
 
         wrong = contradiction(candidate.model)
         if not wrong or self._contradicts_itself:

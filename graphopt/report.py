@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.proof.accuracy import Score
     from graphopt.proof.measure import Comparison
-    from graphopt.proof.verify import Verdict
+    from graphopt.proof.verdict import Verdict
 
 
 FORMAT = "graphopt-report-1"

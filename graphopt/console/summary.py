@@ -12,7 +12,7 @@ from graphopt.console import precision, pruning, units
 if TYPE_CHECKING:
     from graphopt.proof.compare import Bench, Verification
     from graphopt.proof.measure import Comparison
-    from graphopt.proof.verify import Verdict
+    from graphopt.proof.verdict import Verdict
     from graphopt.report import Report
 
 Fact = tuple[str, str]

@@ -12,7 +12,8 @@ from graphopt.interface import Interface, Port, differences
 from graphopt.model import Model
 from graphopt.progress import Progress, silent
 from graphopt.proof.measure import Comparison, compare
-from graphopt.proof.verify import Verdict, Verifier
+from graphopt.proof.verdict import Verdict
+from graphopt.proof.verify import Verifier
 from graphopt.runtime.values import Tensor
 from graphopt.runtime.worker import Worker
 from graphopt.samples.sampling import Samples
