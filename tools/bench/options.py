@@ -26,6 +26,16 @@ def add_contestants(parser: argparse.ArgumentParser, names: list[str]) -> None:
     parser.add_argument("--reuse", action="store_true", help="take the peers' results of an earlier run")
 
 
+def add_tasks(parser: argparse.ArgumentParser, names: list[str], latency: float) -> None:
+    """What to compare on, and how long to measure each contestant there."""
+    parser.add_argument(
+        "--tasks", nargs="+", default=names, choices=names, metavar="TASK", help=", ".join(names)
+    )
+    parser.add_argument(
+        "--latency", type=float, default=latency, metavar="SECONDS", help="for one measurement"
+    )
+
+
 def add_results(parser: argparse.ArgumentParser, name: str) -> None:
     """Where files and tables go."""
     parser.add_argument("--work", type=absolute, default=models.cache_folder() / name, metavar="FOLDER")

@@ -16,12 +16,8 @@ SAMPLES = 1000
 def add(commands: Any) -> None:
     """Add the subcommand to the benchmarks' parser."""
     parser = commands.add_parser("pruning", help="compare pruning with onnxsim's", description=__doc__)
-    names = list(tasks.PRUNING)
-    parser.add_argument(
-        "--tasks", nargs="+", default=names, choices=names, metavar="TASK", help=", ".join(names)
-    )
+    options.add_tasks(parser, list(tasks.PRUNING), latency=1)
     options.add_contestants(parser, contestants.ROSTER.names)
-    parser.add_argument("--latency", type=float, default=1, metavar="SECONDS", help="for one measurement")
     options.add_results(parser, "pruning")
     parser.set_defaults(run=run)
 

@@ -14,12 +14,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "quantization", help="compare int8 with other quantizers", description=__doc__
     )
-    names = list(tasks.MODULES)
-    parser.add_argument(
-        "--tasks", nargs="+", default=names, choices=names, metavar="TASK", help=", ".join(names)
-    )
+    options.add_tasks(parser, list(tasks.MODULES), latency=2)
     options.add_contestants(parser, contestants.ROSTER.names)
-    parser.add_argument("--latency", type=float, default=2, metavar="SECONDS", help="for one measurement")
     options.add_results(parser, "quantization")
     parser.set_defaults(run=run)
 

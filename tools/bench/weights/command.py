@@ -13,10 +13,8 @@ from tools.bench.weights import contestants, tables
 def add(commands: Any) -> None:
     """Add the subcommand to the benchmarks' parser."""
     parser = commands.add_parser("weights", help="compare weights of few bits", description=__doc__)
-    names = list(tasks.LANGUAGE)
-    parser.add_argument("--tasks", nargs="+", default=names, choices=names, metavar="TASK")
+    options.add_tasks(parser, list(tasks.LANGUAGE), latency=4)
     options.add_contestants(parser, contestants.ROSTER.names)
-    parser.add_argument("--latency", type=float, default=4, metavar="SECONDS", help="for one measurement")
     options.add_results(parser, "weights")
     parser.set_defaults(run=run)
 
