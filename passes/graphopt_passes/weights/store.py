@@ -65,10 +65,10 @@ class _Search:
         verdict = judged(self.task, found.model)
         if verdict.kept:
             return self._timed(found, verdict)
-        less = self._within_budget(found)
-        if not self._names(less):
+        less, kept = self._within_budget(found)
+        if kept is None:
             return Outcome(None, verdict.reason, verdict.score, less.layers)
-        return self._timed(less, judged(self.task, less.model))
+        return self._timed(less, kept)
 
     def _stored(self, floats: frozenset[str]) -> _Stored:
         """The model with all weights stored but these."""
@@ -80,15 +80,24 @@ class _Search:
         stored = self.half.dtype.name.lower()
         return [layer.name for layer in found.layers if layer.precision == stored]
 
-    def _within_budget(self, found: _Stored) -> _Stored:
-        """The model with as few weights on float32 as the budget takes."""
+    def _within_budget(self, found: _Stored) -> tuple[_Stored, Verdict | None]:
+        """The model with as few weights on float32 as the budget takes, and its verdict.
+
+        It is ``None`` if no weight may be stored: that was not tried, but taken to hold.
+        """
         names = self._names(found)
         penalties = sensitivities(self.task, lambda name: self._alone(name, names), names)
         ranked = rank([(name,) for name in names], {(name,): noise for name, noise in penalties.items()})
-        floats = smallest(ranked, lambda some: judged(self.task, self._stored(some).model).kept)
+        verdicts: dict[frozenset[str], Verdict] = {}
+
+        def holds(some: frozenset[str]) -> bool:
+            verdicts[some] = judged(self.task, self._stored(some).model)
+            return verdicts[some].kept
+
+        floats = smallest(ranked, holds)
         less, before = self._stored(floats), {layer.name: layer for layer in found.layers}
         costly = [_costly(before[name], penalties[name]) for name in names if name in floats]
-        return replace(less, layers=(*less.layers, *costly))
+        return replace(less, layers=(*less.layers, *costly)), verdicts.get(floats)
 
     def _alone(self, name: str, names: Iterable[str]) -> Draft:
         return Draft(self.task, self._stored(frozenset(names) - {name}).model, frozenset())
