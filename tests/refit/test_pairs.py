@@ -21,8 +21,8 @@ def fed(kind: Paired, arrays: list[tuple[np.ndarray, np.ndarray]]) -> Pairs:
 def same_sums(sums: Sums, x: np.ndarray, y: np.ndarray) -> None:
     """Sums over the rows x [n, columns] and y [n, channels] of one group."""
     for found, expected in ((sums.xx[0], x.T @ x), (sums.xy[0], x.T @ y), (sums.x[0], x.sum(0))):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(sums.y[0], y.sum(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, expected, rtol=5e-6, atol=5e-6)
+    np.testing.assert_allclose(sums.y[0], y.sum(0), rtol=5e-6, atol=5e-6)
     np.testing.assert_allclose(sums.yy[0], (y**2).sum(0), rtol=1e-4)
     assert sums.count == len(x)
 
@@ -67,7 +67,7 @@ def test_a_conv_gives_its_outputs_back(groups: int, rows: int) -> None:
         arrays.append((x, y.reshape(3, 8, *y.shape[3:])))
     sums = fed(kind, arrays).fit
     found = np.linalg.solve(sums.xx, sums.xy).swapaxes(1, 2).reshape(weight.shape)
-    np.testing.assert_allclose(found, weight, atol=1e-6)
+    np.testing.assert_allclose(found, weight, rtol=1e-9, atol=1e-10)
     assert sums.count == 12 * min(rows, 3 * 3 * 7)
 
 

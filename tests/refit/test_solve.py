@@ -48,8 +48,8 @@ def test_all_of_a_weight(seed: int, shifts: bool) -> None:
     ones = np.ones((ROWS, 1)) if shifts else np.zeros((ROWS, 0))
     expected = np.linalg.lstsq(np.hstack([x, ones]), y, rcond=None)[0].T
     found = Problem.of(sums_of(x, y), zeros(), shifts=shifts).dense(1e-12)
-    np.testing.assert_allclose(found.rows[0], expected[:, :COLUMNS], atol=1e-6)
-    np.testing.assert_allclose(found.bias[0], expected[:, COLUMNS] if shifts else 0, atol=1e-6)
+    np.testing.assert_allclose(found.rows[0], expected[:, :COLUMNS], atol=1e-8)
+    np.testing.assert_allclose(found.bias[0], expected[:, COLUMNS] if shifts else 0, atol=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -65,7 +65,7 @@ def test_a_weight_on_a_mask(seed: int, shifts: bool) -> None:
         rows = np.hstack([x[:, mask[0, channel]], ones])
         expected = rows @ np.linalg.lstsq(rows, y[:, channel], rcond=None)[0]
         given = x @ found.rows[0, channel] + found.bias[0, channel]
-        np.testing.assert_allclose(given, expected, atol=1e-3)
+        np.testing.assert_allclose(given, expected, atol=1e-6)
 
 
 def test_a_ridge_pulls_to_the_weight_that_there_was() -> None:
@@ -75,7 +75,7 @@ def test_a_ridge_pulls_to_the_weight_that_there_was() -> None:
     problem = Problem.of(sums_of(x, y), start, shifts=True)
     mask = np.ones(start.rows.shape, bool)
     for fit in (problem.dense(1e9), problem.masked(mask, 1e9)):
-        np.testing.assert_allclose(fit.rows, start.rows, atol=1e-4)
+        np.testing.assert_allclose(fit.rows, start.rows, atol=1e-7)
         np.testing.assert_allclose(fit.bias[0], y.mean(0) - fit.rows[0] @ x.mean(0))
 
 
@@ -100,4 +100,4 @@ def test_groups_are_solved_apart() -> None:
     found = Problem.of(both, start, shifts=True).masked(mask, 1e-3)
     for group, sums in enumerate(single):
         alone = Problem.of(sums, zeros(), shifts=True).masked(mask[group : group + 1], 1e-3)
-        np.testing.assert_allclose(found.rows[group], alone.rows[0], atol=1e-3)
+        np.testing.assert_allclose(found.rows[group], alone.rows[0], rtol=1e-9, atol=1e-9)

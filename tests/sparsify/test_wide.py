@@ -58,7 +58,7 @@ def test_the_fit_is_that_of_the_moments(seed: int, shifts: bool) -> None:
     start = Fit(w[None].astype(np.float64), np.zeros((1, CHANNELS)))
     expected = Problem.of(sums.fit, start, shifts=shifts).masked(fit.rows != 0, 1e-2)
     scale = np.abs(expected.rows).max()
-    np.testing.assert_allclose(fit.rows, expected.rows, atol=0.02 * scale)
+    np.testing.assert_allclose(fit.rows, expected.rows, atol=1e-4 * scale)
     assert error == pytest.approx(expected.relative_error(sums.held), rel=0.05)
 
 
