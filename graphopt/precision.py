@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from graphopt.errors import WorkerError
+from graphopt.legacy import to_ir4
 from graphopt.proof.measure import Comparison, compare
 from graphopt.samples.batches import stacked
 
 if TYPE_CHECKING:
+    from graphopt.activations import Collector
     from graphopt.model import Model
     from graphopt.options import Options
     from graphopt.pipeline import Run
@@ -94,6 +96,20 @@ class Task:
     def judge(self) -> HeldOut:
         """Scores models on the samples that judge."""
         return self.judging()
+
+    @cached_property
+    def collector(self) -> Collector:
+        """Gathers statistics of activations, within the memory that the user allows."""
+        from graphopt.activations import Collector
+
+        options = self.options
+        return Collector(self.worker, self.target, options.threads, options.calibration_memory, self.progress)
+
+    def new_model(self) -> Model:
+        """A copy of ``model`` to be changed, whose weights are constants."""
+        model = self.model.clone()
+        to_ir4(model)
+        return model
 
     def write(self, model: Model) -> Path:
         """A file of a model that nobody keeps."""

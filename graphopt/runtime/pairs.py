@@ -62,8 +62,8 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Sums over rows that a layer reads, and what is given at the same positions.
+class Reading:
+    """How rows that a layer reads are paired with what is given at the same positions.
 
     Attributes:
         moments: how the layer reads rows.
@@ -76,10 +76,6 @@ class Paired:
     channels: int
     axis: int
     held_every: int = 0
-
-    def start(self) -> Pairs:
-        """See :class:`Pairs`."""
-        return Pairs(self)
 
     def read(self, x: Array, y: Array, turn: int) -> tuple[Array, Array]:
         """Rows [groups, n, columns] and [groups, n, channels/groups] of the same positions.
@@ -110,6 +106,15 @@ class Paired:
         outer, inner = np.divmod(picked, by_channel.shape[2])
         rows: Array = by_channel[outer, :, inner]
         return rows.reshape(len(rows), self.moments.groups, -1).transpose(1, 0, 2)
+
+
+@dataclass(frozen=True)
+class Paired(Reading):
+    """Sums over the pairs."""
+
+    def start(self) -> Pairs:
+        """See :class:`Pairs`."""
+        return Pairs(self)
 
     @property
     def nbytes(self) -> int:
@@ -195,12 +200,12 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class PairedRows(Paired):
-    """As :class:`Paired`, but the rows themselves: for layers whose H is larger than all rows together."""
+class PairedRows(Reading):
+    """The pairs themselves, the first so many: for layers whose H is larger than all rows together."""
 
     most: int = 2048
 
-    def start(self) -> RowPairs:  # type: ignore[override]
+    def start(self) -> RowPairs:
         """See :class:`RowPairs`."""
         return RowPairs(self)
 

@@ -21,8 +21,8 @@ TARGETS = {"stated": "{batch}, {length}", "copied": "0, 0", "inferred": "{batch}
     removed=st.sampled_from([0.5, 0.9]),
     seed=st.integers(0, 99),
 )
-def test_heads_can_go(  # noqa: PLR0917 - what is drawn
-    target: str, batch: int, length: int, size: tuple[int, int], removed: float, seed: int
+def test_heads_can_go(
+    *, target: str, batch: int, length: int, size: tuple[int, int], removed: float, seed: int
 ) -> None:
     heads, depth = size
     front = TARGETS[target].format(batch=batch, length=length)

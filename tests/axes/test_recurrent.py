@@ -29,8 +29,8 @@ CASES = [
     removed=st.sampled_from([0.5, 0.9]),
     seed=st.integers(0, 99),
 )
-def test_hidden_units_can_go(  # noqa: PLR0917 - what is drawn
-    op: str, extra: str, way: str, hidden: int, batch: int, time: int, removed: float, seed: int
+def test_hidden_units_can_go(
+    *, op: str, extra: str, way: str, hidden: int, batch: int, time: int, removed: float, seed: int
 ) -> None:
     dirs = 2 if way == "bidirectional" else 1
     sizes = {

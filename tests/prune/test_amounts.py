@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from graphopt.errors import UsageError
@@ -67,9 +69,9 @@ CONFLICTS = {
 
 
 @pytest.mark.parametrize(("options", "told"), CONFLICTS.values(), ids=CONFLICTS.keys())
-def test_options_that_make_no_sense(options: dict[str, object], told: str) -> None:
+def test_options_that_make_no_sense(options: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        Options(**options)  # type: ignore[arg-type]
+        Options(**options)
 
 
 def test_a_share_has_no_budget_unless_one_is_given() -> None:

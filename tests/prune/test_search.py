@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from graphopt.precision import Outcome
 from graphopt.proof.accuracy import Score
 from graphopt.report import PrunedLayer
 from graphopt_passes.prune import search
@@ -52,6 +53,12 @@ class Bench:
         )
 
 
+def share_of(outcome: Outcome) -> float:
+    model: Any = outcome.model
+    assert model is not None
+    return float(model.share)
+
+
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     found = Bench(1.0)
@@ -69,8 +76,7 @@ def test_what_was_asked_for_is_done_if_it_keeps_the_budget(bench: Bench) -> None
 def test_else_the_most_that_keeps_it(bench: Bench) -> None:
     bench.holds_up_to = 0.3
     outcome = searched(bench.task(), bench.make, 0.8, saves_time=True)
-    assert outcome.model is not None
-    assert 0.3 - 0.8 / 2**search.STEPS <= outcome.model.share <= 0.3  # type: ignore[attr-defined]
+    assert 0.3 - 0.8 / 2**search.STEPS <= share_of(outcome) <= 0.3
     assert "the most that keeps the budget" in outcome.notes[0]
     assert len(bench.tried) == 1 + search.STEPS
 
@@ -85,7 +91,7 @@ def test_if_no_share_keeps_it_there_is_no_result_but_a_reason(bench: Bench) -> N
 def test_shares_that_are_too_small_end_the_search_from_below(bench: Bench) -> None:
     bench.holds_up_to, bench.least = 0.5, 0.4
     outcome = searched(bench.task(), bench.make, 1.0, saves_time=True)
-    assert outcome.model is not None and 0.4 <= outcome.model.share <= 0.5  # type: ignore[attr-defined]
+    assert 0.4 <= share_of(outcome) <= 0.5
 
 
 def test_nothing_to_remove_is_a_reason(bench: Bench) -> None:

@@ -16,7 +16,8 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.activations import Collector, Request
+from graphopt import graph as g
+from graphopt.activations import Request
 from graphopt.model import Model
 from graphopt.precision import Outcome, Task
 from graphopt.report import PrunedLayer
@@ -29,14 +30,14 @@ from graphopt_passes.prune.search import Attempt, searched
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.quantize.shares import Shares
+from graphopt_passes.refit.linear import LINEAR
 from graphopt_passes.weights.build import Builder
 from graphopt_passes.weights.constants import Front, replace
-from graphopt_passes.weights.forms import pack
+from graphopt_passes.weights.forms import IR_WITH_NIBBLES, pack
 from graphopt_passes.weights.places import Place, places
 
 _TECHNIQUE = "cluster"
 _AT_ONCE = 1 << 20  # numbers
-_IR_WITH_NIBBLES = 10
 
 
 def prune(task: Task) -> Outcome:
@@ -84,15 +85,12 @@ class _Stage:
 
     def _energies(self) -> dict[str, Array]:
         """E(x²) of what the numbers of a weight are multiplied with, in a shape that broadcasts to it."""
-        task, options = self.task, self.task.options
-        if options.data is None:
+        task = self.task
+        if task.options.data is None:
             return {}
         requests = {name: _request(place) for name, place in self.places.items()}
         wanted = [request for request in requests.values() if request is not None]
-        collector = Collector(
-            task.worker, task.target, options.threads, options.calibration_memory, task.progress
-        )
-        known = collector.collect(self.builder.base, wanted, Shares.of(task).fitting).found
+        known = task.collector.collect(self.builder.base, wanted, Shares.of(task).fitting).found
         return {
             name: _spread(self.places[name], moments.second_moment)
             for name, request in requests.items()
@@ -142,7 +140,7 @@ class _Stage:
                 numbers = front.node("Cast", stored, to=int(ir.DataType.INT32))
                 replace(place.weight, front.node("Gather", table, numbers), model, run)
                 if self.bits == 4:
-                    model.ir.ir_version = max(model.ir.ir_version, _IR_WITH_NIBBLES)
+                    model.ir.ir_version = max(model.ir.ir_version, IR_WITH_NIBBLES)
         return model
 
     def _told(self, name: str, is_done: bool) -> PrunedLayer:
@@ -162,15 +160,12 @@ class _Stage:
 def _request(place: Place) -> Request | None:
     """The energies of the channels that a weight reads; None if it is no layer's second input."""
     reader = place.readers[0]
-    value = reader.node.inputs[0]
-    if reader.index != 1 or reader.node.op_type not in ("Conv", "Gemm", "MatMul") or value is None:
+    node, value = reader.node, reader.node.inputs[0]
+    if reader.index != 1 or node.op_type not in LINEAR or value is None:
         return None
-    if reader.node.op_type == "Conv":
-        return Request(value.name or "", Mean(1))
-    turned = reader.node.op_type == "Gemm" and "transA" in reader.node.attributes
-    if turned and reader.node.attributes["transA"].value:
-        return Request(value.name or "", Mean(0))
-    return Request(value.name or "", Mean(-1))
+    turned = node.op_type == "Gemm" and g.attribute(node, "transA", 0)
+    axis = 1 if node.op_type == "Conv" else 0 if turned else -1
+    return Request(value.name or "", Mean(axis))
 
 
 def _spread(place: Place, energies: Array) -> Array:

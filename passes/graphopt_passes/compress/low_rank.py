@@ -17,6 +17,21 @@ from graphopt.runtime.accumulators import Array, Doubles
 
 
 @dataclass(frozen=True)
+class Factors:
+    """What stands for a weight: y = second·(first·x) + shift + b.
+
+    Attributes:
+        first: float32 [rank, columns].
+        second: float32 [channels, rank].
+        shift: what the bias must add: the mean of what is lost, float64 [channels]; None for nothing.
+    """
+
+    first: Array
+    second: Array
+    shift: Doubles | None
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """The principal directions of a layer's outputs.
 
@@ -50,8 +65,8 @@ class Spectrum:
         """E‖y' − y‖² / E‖y‖² with so many directions; 0 if there is no output but 0."""
         return float(self.energies[rank:].sum()) / self.energy if self.energy else 0.0
 
-    def factors(self, weight: Array, rank: int) -> tuple[Array, Array]:
-        """Float32 [rank, columns] and [channels, rank], whose product takes the place of a weight.
+    def factors(self, weight: Array, rank: int) -> Factors:
+        """The factors of a weight, float32 [channels, columns].
 
         Both get the square root of what the layer's outputs weigh in each direction, so that neither holds
         numbers much larger than the other.
@@ -60,10 +75,9 @@ class Spectrum:
         first = kept.T @ weight
         sizes = np.sqrt(np.linalg.norm(first, axis=1))
         sizes[sizes == 0] = 1.0
-        return first / sizes[:, None], kept * sizes
+        return Factors(first / sizes[:, None], kept * sizes, self._shift(rank))
 
-    def shift(self, rank: int) -> Doubles | None:
-        """What the bias must add: the mean of what is lost, float64 [channels]; None if nothing."""
+    def _shift(self, rank: int) -> Doubles | None:
         if self.mean is None:
             return None
         kept = self.directions[:, :rank]

@@ -88,8 +88,7 @@ class _Ranked:
         return f"rank {size} of {min(self.channels, self.columns)}"
 
     def write(self, layer: Linear, size: int, model: Model, run: Run) -> Sequence[str]:
-        factors = self.spectrum.factors(layer.rows(), size)
-        return [split(layer, *factors, self.spectrum.shift(size), model, run)]
+        return [split(layer, self.spectrum.factors(layer.rows(), size), model, run)]
 
 
 def _seen(layer: Linear, moments: Gram) -> Spectrum:

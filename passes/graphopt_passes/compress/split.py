@@ -13,32 +13,30 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
-from graphopt.runtime.accumulators import Array, Doubles
+from graphopt.runtime.accumulators import Array
+from graphopt_passes.compress.low_rank import Factors
 from graphopt_passes.refit.linear import Linear
 
 RULE = "split-layer"
 _OF_PATCHES = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 
-def split(  # noqa: PLR0913, PLR0917 - what is written
-    layer: Linear, first: Array, second: Array, shift: Doubles | None, model: Model, run: Run
-) -> str:
+def split(layer: Linear, factors: Factors, model: Model, run: Run) -> str:
     """Split one layer in place.
 
     Args:
         layer: of the model.
-        first: A, [rank, columns].
-        second: B, [channels, rank].
-        shift: what is added to what the layer gives, [channels], if that is possible; None for nothing.
+        factors: A and B, and what is added to what the layer gives; None if it cannot be.
         model, run: what is changed, and its record.
 
     Returns:
         The name of what the first layer makes.
     """
     run.journal.admit(RULE, layer.name)
-    thin = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}[layer.op](layer, first, second, model, run)
-    if shift is not None:
-        Linear.of(layer.node).shift(model, run, shift)
+    write = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}[layer.op]
+    thin = write(layer, factors.first, factors.second, model, run)
+    if factors.shift is not None:
+        Linear.of(layer.node).shift(model, run, factors.shift)
     return thin.name or ""
 
 

@@ -17,23 +17,20 @@ from typing import Protocol
 import onnx_ir as ir
 
 from graphopt import graph as g
-from graphopt.activations import Collector, Request
-from graphopt.legacy import to_ir4
+from graphopt.activations import Request
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.precision import Outcome, Task
 from graphopt.report import PrunedLayer
 from graphopt.runtime.moments import Gram
-from graphopt.samples.sampling import Sample
 from graphopt_passes.prune.allocation import Choice, allocate
 from graphopt_passes.prune.costs import Costs, Times
 from graphopt_passes.prune.search import Attempt, searched
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.quantize.shares import FITTING, Shares
-from graphopt_passes.refit.behind import fit_behind
 from graphopt_passes.refit.linear import Linear, linear_layers
-from graphopt_passes.refit.samples import fitting_samples
+from graphopt_passes.refit.teacher import Teacher
 
 
 class Fitted(Protocol):
@@ -101,11 +98,14 @@ class _Stage:
         return Costs(self.task)
 
     @cached_property
+    def teacher(self) -> Teacher:
+        """The model that there was."""
+        return Teacher(self.task)
+
+    @property
     def base(self) -> Model:
         """The task's model, whose weights are constants."""
-        model = self.task.model.clone()
-        to_ir4(model)
-        return model
+        return self.teacher.model
 
     @cached_property
     def layers(self) -> dict[str, Linear]:
@@ -138,15 +138,12 @@ class _Stage:
         return dict(self._measured()) if self.layers else {}
 
     def _measured(self) -> Iterator[tuple[str, Fitted]]:
-        task, options = self.task, self.task.options
+        task = self.task
         arrays = min(task.division.calibration_count, FITTING)
         wanted: dict[Request, list[Linear]] = {}
         for layer in self.layers.values():
             wanted.setdefault(self.form.request(layer, arrays), []).append(layer)
-        collector = Collector(
-            task.worker, task.target, options.threads, options.calibration_memory, task.progress
-        )
-        for part in collector.stream(self.base, wanted, Shares.of(task).fitting):
+        for part in task.collector.stream(self.base, wanted, Shares.of(task).fitting):
             for request, moments in part.found.items():
                 assert isinstance(moments, Gram)
                 yield from ((layer.name, self.form.fitted(layer, moments)) for layer in wanted[request])
@@ -200,13 +197,8 @@ class _Stage:
 
     def _refit(self, model: Model, chosen: Mapping[str, int]) -> None:
         """Fit what stands for changed layers, and all layers behind them, in place."""
-        if self.task.options.refit and self.task.options.data is not None:
-            changed = dict.fromkeys(chosen)
-            fit_behind(self.task, self.base, model, self.task.new_run(), changed, self.samples)
-
-    @cached_property
-    def samples(self) -> Sequence[Sample]:
-        return fitting_samples(self.task)
+        if self.task.options.refit:
+            self.teacher.fit_behind(model, self.task.new_run(), dict.fromkeys(chosen))
 
     def _told_slower(self, name: str, added: Sequence[str], times: Times) -> bool:
         """Whether a layer that is to save time takes longer than it did; if so it is refused."""

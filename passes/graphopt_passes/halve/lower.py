@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from graphopt import graph as g
-from graphopt.activations import Collector, Statistics
+from graphopt.activations import Statistics
 from graphopt.errors import DataError, WorkerError
-from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import Outcome, Task, Trial
 from graphopt.proof.inference import infers
@@ -62,8 +61,7 @@ class _Search:
         on_cpu, store = self.task.options.target == "cpu", _STORE[self.half]
         if on_cpu and self.half == "bfloat16":
             return Outcome(None, "ONNX Runtime has no kernels for bfloat16 on CPUs", notes=(store,))
-        self.model = self.task.model.clone()
-        to_ir4(self.model)
+        self.model = self.task.new_model()
         raise_for(self.model, self.task.new_run(), self.half)
         if not on_cpu:
             dequantize_biases(self.model, self.task.new_run())
@@ -97,11 +95,7 @@ class _Search:
         self.statistics = statistics
 
     def _gathered(self) -> Statistics:
-        task, options = self.task, self.task.options
-        collector = Collector(
-            task.worker, task.target, options.threads, options.calibration_memory, options.progress
-        )
-        return collector.collect(self.model, requests(self.model), task.division.calibration)
+        return self.task.collector.collect(self.model, requests(self.model), self.task.division.calibration)
 
     @cached_property
     def trials(self) -> Trials:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from graphopt.model import Model
 from graphopt_passes.axes import groups, masked, shrink
 from graphopt_passes.prune.network import Kept, Network
-from graphopt_passes.refit.behind import fit_behind, layers_of
+from graphopt_passes.refit.linear import layers_of
 from graphopt_passes.refit.solve import Fit
 
 
@@ -29,6 +29,6 @@ def cut(network: Network, kept: Kept) -> Model:
 def _fits(network: Network, kept: Kept) -> dict[str, Fit]:
     """Weights for what layers read now; zero where they read nothing more."""
     student, run = masked(network.base, kept), network.task.new_run()
-    columns = {name: network.columns(layer, kept) for name, layer in network.layers.items()}
+    columns = {name: network.columns(layer, kept) for name, layer in network.teacher.layers.items()}
     narrower = {name: some for name, some in columns.items() if some is not None}
-    return fit_behind(network.task, network.base, student, run, narrower, network.samples)
+    return network.teacher.fit_behind(student, run, narrower)

@@ -17,8 +17,9 @@ from graphopt_passes.prune.readers import Reader, readers
 from graphopt_passes.prune.selection import Order, ordered
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
-from graphopt_passes.refit.behind import MOST_COLUMNS, layers_of
 from graphopt_passes.refit.kept import fit_kept
+from graphopt_passes.refit.linear import layers_of
+from graphopt_passes.refit.teacher import MOST_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Orders:
         halves: dict[str, Model] = {}
         for names in _batches(network):
             layers = {one.name: one for name in names for one in network.read_by(network.groups[name])}
-            pairs = dict(network.pairs(network.base, list(layers.values())))
+            seen = network.teacher.pairs(network.base, layers.values())
+            pairs = {layer.name: found for layer, found in seen}
             for name in names:
                 network.task.progress("choosing channels", len(found), len(network.groups))
                 group = network.groups[name]
@@ -87,9 +89,9 @@ def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Pair
     if not network.task.options.refit:
         return model
     for name, layer in layers_of(model).items():
-        columns = network.columns(network.layers[name], kept)
+        columns = network.columns(network.teacher.layers[name], kept)
         if name in pairs and columns is not None:
-            layer.write(model, run, fit_kept(layer, pairs[name], columns)[0])
+            layer.write(model, run, fit_kept(layer, pairs[name], columns))
     return model
 
 

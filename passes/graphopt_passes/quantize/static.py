@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from graphopt import graph as g
-from graphopt.activations import Collector, Request, Statistics
+from graphopt.activations import Request, Statistics
 from graphopt.calibration import Calibration
-from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import BATCH, Outcome, Task, Trial
 from graphopt.proof.evaluation import HeldOut
@@ -65,8 +64,7 @@ class _Search:
         """The steps."""
         if self.task.options.target in UNFIT:
             return Outcome(None, UNFIT[self.task.options.target])
-        model = self.task.model.clone()
-        to_ir4(model)
+        model = self.task.new_model()
         reason = raised(model, self.task.new_run(), OPSET)
         if reason is not None:
             return Outcome(None, f"int8 needs opset {OPSET}, and {reason}")
@@ -99,17 +97,10 @@ class _Search:
     # Ranges.
 
     @cached_property
-    def collector(self) -> Collector:
-        """Gathers statistics as the user wants it."""
-        task, options = self.task, self.task.options
-        memory = options.calibration_memory
-        return Collector(task.worker, task.target, options.threads, memory, options.progress)
-
-    @cached_property
     def calibration(self) -> Calibration:
         """Statistics of the float model, of this run or of an earlier one."""
         options, task = self.task.options, self.task
-        found = Calibration(self.model, task.division.calibration, self.collector)
+        found = Calibration(self.model, task.division.calibration, self.task.collector)
         if options.calibration is not None:
             found.load(options.calibration)
         return found
@@ -119,7 +110,7 @@ class _Search:
 
     def _gatherer(self, model: Model) -> Gather:
         """Statistics of a changed model, which are not kept."""
-        return lambda requests: self.collector.collect(model, requests, self._fitting)
+        return lambda requests: self.task.collector.collect(model, requests, self._fitting)
 
     @property
     def _fitting(self) -> Sequence[Sample]:
@@ -246,11 +237,11 @@ class _Search:
         self.task.progress("fitting weights")
         placement = Placement(drafts.model, self.task.new_run())
         names = layers_of(placement, nodes)
-        found = fitted(drafts.model, placement, names, self.collector, self._fitting, drafts.bits)
+        found = fitted(drafts.model, placement, names, self.task.collector, self._fitting, drafts.bits)
         biased = drafts.with_weights(found.weights, found.biases)
         better = self._quieter(nodes, drafts, biased, drafts.with_weights(found.weights, {}))
         few = self._fitting[:: -(-len(self._fitting) // MEANS)]
-        return self._quieter(nodes, better, corrected(better, nodes, self.collector, few))
+        return self._quieter(nodes, better, corrected(better, nodes, self.task.collector, few))
 
     def _quieter(self, nodes: Nodes, *tried: Drafts) -> Drafts:
         """The drafts with the least noise, the first of equal ones."""

@@ -12,7 +12,7 @@ from graphopt_passes.refit.solve import RIDGES, Fit, Problem
 Kept = NDArray[np.int64]
 
 
-def fit_kept(layer: Linear, pairs: Pairs, kept: Kept) -> tuple[Fit, float]:
+def fit_kept(layer: Linear, pairs: Pairs, kept: Kept) -> Fit:
     """The weight on some columns, zero on the others, whose ridge is best on samples that fit nothing.
 
     The weight that there is stays if no fit is better.
@@ -21,11 +21,9 @@ def fit_kept(layer: Linear, pairs: Pairs, kept: Kept) -> tuple[Fit, float]:
         layer: gives the weight to start from.
         pairs: what it reads and should give.
         kept: the columns that stay, ascending.
-
-    Returns:
-        The fit, and its error on those samples, beside what the output varies.
     """
-    start, held = _part(layer.fit(), kept), _columns(pairs.held, kept)
+    before = layer.fit()
+    start, held = Fit(before.rows[:, :, kept], before.bias), _columns(pairs.held, kept)
     problem = Problem.of(_columns(pairs.fit, kept), start, shifts=layer.can_shift)
     fits = [(None, start), *((ridge, problem.dense(ridge)) for ridge in RIDGES)]
     errors = [fit.relative_error(held) for _, fit in fits]
@@ -33,13 +31,9 @@ def fit_kept(layer: Linear, pairs: Pairs, kept: Kept) -> tuple[Fit, float]:
     if ridge is not None:
         whole = _columns(pairs.fit + pairs.held, kept)
         best = Problem.of(whole, start, shifts=layer.can_shift).dense(ridge)
-    rows = np.zeros(layer.fit().rows.shape)
+    rows = np.zeros_like(before.rows)
     rows[:, :, kept] = best.rows
-    return Fit(rows, best.bias), min(errors)
-
-
-def _part(fit: Fit, kept: Kept) -> Fit:
-    return Fit(fit.rows[:, :, kept], fit.bias)
+    return Fit(rows, best.bias)
 
 
 def _columns(sums: Sums, kept: Kept) -> Sums:

@@ -18,7 +18,7 @@ from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.rewrite import RefusedError
-from graphopt.runtime.accumulators import Doubles
+from graphopt.runtime.accumulators import Array
 from graphopt_passes.exact.eliminate_dead_code import is_unused, remove_dead
 from graphopt_passes.refit.solve import Fit
 
@@ -127,8 +127,8 @@ class Linear:
         """Whether the weight is stored as [columns, channels]."""
         return self.op != "Conv" and not g.attribute(self.node, "transB", 0)
 
-    def shift(self, model: Model, run: Run, shift: Doubles) -> None:
-        """Add a constant to what it gives, float64 [channels]; only if ``can_shift``."""
+    def shift(self, model: Model, run: Run, shift: Array) -> None:
+        """Add a constant to what it gives, [channels]; only if ``can_shift``."""
         if self.op != "MatMul":
             own = np.asarray(self.bias() + shift, np.float32)
             self.node.resize_inputs(max(len(self.node.inputs), 3))
@@ -153,6 +153,11 @@ def linear_layers(model: Model) -> Iterator[Linear | tuple[ir.Node, str]]:
             yield Linear.of(node)
         except RefusedError as error:
             yield node, str(error)
+
+
+def layers_of(model: Model) -> dict[str, Linear]:
+    """Those that can be refitted, by name, in the order of the graph."""
+    return {one.name: one for one in linear_layers(model) if isinstance(one, Linear)}
 
 
 def _weight(node: ir.Node) -> ir.TensorProtocol:

@@ -31,14 +31,12 @@ _LEAST_ROWS = 1 << 15
 _ROWS_PER_COLUMN = 16
 
 
-def moments(  # noqa: PLR0913 - both models, and how they are run
+def moments(
     collector: Collector,
     teacher: Model,
     student: Model,
     layers: Iterable[Linear],
     samples: Iterable[Mapping[str, Any]],
-    *,
-    held_every: int = HELD_EVERY,
 ) -> Iterator[tuple[Linear, Pairs]]:
     """Sums for some layers of the student, as they come in; layers that nothing is known of do not come.
 
@@ -48,12 +46,11 @@ def moments(  # noqa: PLR0913 - both models, and how they are run
         student: not changed.
         layers: of the student.
         samples: are iterated several times.
-        held_every: every so many-th sample goes to ``Pairs.held``; 0: none does.
 
     Raises:
         DataError: a sample does not fit, or there is none.
     """
-    kinds = [(layer, paired(layer, length_hint(samples) or 1, held_every)) for layer in layers]
+    kinds = [(layer, _paired(layer, length_hint(samples) or 1)) for layer in layers]
     for layer, found in _gathered(collector, teacher, student, kinds, samples):
         assert isinstance(found, Pairs)
         yield layer, found
@@ -68,7 +65,7 @@ def moments_or_rows(
 ) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
     """As :func:`moments`, but rows of layers with more than :data:`MOST_COLUMNS` columns."""
     count = length_hint(samples) or 1
-    kinds = [(layer, (_rows if _is_wide(layer) else paired)(layer, count)) for layer in layers]
+    kinds = [(layer, (_rows if _is_wide(layer) else _paired)(layer, count)) for layer in layers]
     yield from _gathered(collector, teacher, student, kinds, samples)
 
 
@@ -76,7 +73,7 @@ def _gathered(
     collector: Collector,
     teacher: Model,
     student: Model,
-    kinds: Iterable[tuple[Linear, Paired]],
+    kinds: Iterable[tuple[Linear, Paired | PairedRows]],
     samples: Iterable[Mapping[str, Any]],
 ) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
     joint, prefix = side_by_side(teacher, student)
@@ -96,16 +93,16 @@ def _is_wide(layer: Linear) -> bool:
     return layer.columns > MOST_COLUMNS and layer.groups == 1
 
 
-def paired(layer: Linear, samples: int, held_every: int = HELD_EVERY) -> Paired:
+def _paired(layer: Linear, samples: int) -> Paired:
     """What to gather for a layer from so many samples."""
     kind = moments_of(layer.node)
     assert kind is not None
     rows = -(-max(_LEAST_ROWS, _ROWS_PER_COLUMN * layer.columns) // samples)
-    return Paired(replace(kind, rows=rows), layer.channels, layer.axis, held_every)
+    return Paired(replace(kind, rows=rows), layer.channels, layer.axis, HELD_EVERY)
 
 
 def _rows(layer: Linear, samples: int) -> PairedRows:
     """The same, of rows."""
-    few = paired(layer, samples)
+    few = _paired(layer, samples)
     kind = replace(few.moments, rows=-(-_MOST_WIDE // samples))
     return PairedRows(kind, few.channels, few.axis, few.held_every, _MOST_WIDE)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.runtime.accumulators import Doubles
+from graphopt.runtime.accumulators import Array, Doubles
 from graphopt.runtime.pairs import Sums
 
 _STEPS = 30
@@ -37,12 +37,12 @@ class Fit:
     """A layer's weight and bias.
 
     Attributes:
-        rows: float64 [groups, channels/groups, columns].
-        bias: float64 [groups, channels/groups].
+        rows: float64 [groups, channels/groups, columns]; float32 of layers whose moments are not built.
+        bias: [groups, channels/groups], as ``rows``.
     """
 
-    rows: Doubles
-    bias: Doubles
+    rows: Array
+    bias: Array
 
     def error(self, sums: Sums) -> Doubles:
         """Σ(W·x + b − y)² per channel, float64 [groups, channels/groups]."""
@@ -120,9 +120,7 @@ class Problem:
         return Fit(rows, self.y - np.einsum("gck,gk->gc", rows, self.x))
 
 
-def descended(
-    times: Callable[[Doubles], Doubles], diagonal: Doubles, t: Doubles, w: Doubles, mask: Mask
-) -> Doubles:
+def descended(times: Callable[[Array], Array], diagonal: Array, t: Array, w: Array, mask: Mask) -> Array:
     """The w on a mask with (w·H − t) = 0 there, by conjugate gradients, all rows at once.
 
     Each row has a system of its own, whose matrix is never built. Few steps do where samples determine the
@@ -133,7 +131,7 @@ def descended(
         times: w·H of some rows [..., channels, columns].
         diagonal: of H, to be broadcast against w.
         t: what w·H is to be.
-        w: to start from, zero off the mask.
+        w: to start from, zero off the mask; float32 or float64, as all others.
         mask: as w.
     """
     missing = np.where(mask, t - times(w), 0.0)
@@ -152,12 +150,12 @@ def descended(
     return w
 
 
-def _dot(a: Doubles, b: Doubles) -> Doubles:
+def _dot(a: Array, b: Array) -> Array:
     """Row by row, [..., channels]."""
-    found: Doubles = np.einsum("...k,...k->...", a, b)
+    found: Array = np.einsum("...k,...k->...", a, b)
     return found
 
 
-def _ratio(a: Doubles, b: Doubles) -> Doubles:
+def _ratio(a: Array, b: Array) -> Array:
     """a/b for each row, to be multiplied with it; 0 for a row that is done."""
     return np.divide(a, b, out=np.zeros_like(a), where=b > 0)[..., None]

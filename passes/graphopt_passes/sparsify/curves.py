@@ -18,7 +18,7 @@ from graphopt.runtime.pairs import Pairs, RowPairs, Sums
 from graphopt_passes.prune.allocation import Choice
 from graphopt_passes.refit.linear import Linear
 from graphopt_passes.refit.solve import Fit, Problem
-from graphopt_passes.sparsify.fitting import Fitter
+from graphopt_passes.sparsify.fitting import Fitter, unfitted
 from graphopt_passes.sparsify.patterns import Anywhere
 
 DENSITIES = (0.8, 0.6, 0.45, 0.3, 0.2, 0.15, 0.1, 0.06, 0.03)
@@ -37,6 +37,11 @@ def curve(fitter: Fitter, layer: Linear, pairs: Pairs | RowPairs) -> dict[float,
     )
     known = (max(error, _LEAST) for error in errors)
     return dict(zip(DENSITIES, itertools.accumulate(known, max), strict=True))
+
+
+def blind(layer: Linear) -> dict[float, float]:
+    """The curve of a layer of whose inputs nothing is known."""
+    return {density: max(unfitted(layer, Anywhere(density)).error, _LEAST) for density in DENSITIES}
 
 
 def _rows_errors(fitter: Fitter, layer: Linear, pairs: RowPairs) -> list[float]:

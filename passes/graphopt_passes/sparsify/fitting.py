@@ -84,10 +84,10 @@ class Fitter:
 
     def _mask(self, layer: Linear, problem: Problem, pattern: Pattern, held: Sums) -> Mask:
         """The mask on which what is left errs least."""
-        tried = list(self.masks(layer, problem, [pattern]))
+        seen = self._seen(layer, problem, pattern)
+        tried = list(self._chosen(seen, [pattern]))
         if self.method == "obs":
-            w, h, order = self._seen(layer, problem, pattern)
-            tried.append(masks.one_by_one(w, h, pattern)[:, :, order])
+            tried.append(seen.back(masks.one_by_one(seen.w, seen.h, pattern)))
         if len(tried) == 1:
             return tried[0]
         return min(tried, key=lambda mask: self.left(problem, mask).relative_error(held))
@@ -98,23 +98,40 @@ class Fitter:
 
     def masks(self, layer: Linear, problem: Problem, patterns: Sequence[Pattern]) -> Iterator[Mask]:
         """A mask for each of some patterns of one kind."""
-        w, h, order = self._seen(layer, problem, patterns[0])
-        if self.method == "obs":
-            found = masks.alternating(w, h, patterns)
-        elif self.method == "energy":
-            found = (masks.energy(w, h, pattern) for pattern in patterns)
-        else:
-            found = (masks.magnitude(w, pattern) for pattern in patterns)
-        yield from (mask[:, :, order] for mask in found)
+        return self._chosen(self._seen(layer, problem, patterns[0]), patterns)
 
-    def _seen(
-        self, layer: Linear, problem: Problem, pattern: Pattern
-    ) -> tuple[Doubles, Doubles, NDArray[np.int64]]:
-        """Weight and moments, columns in the order of the pattern, and the order that undoes it."""
+    def _chosen(self, seen: _Seen, patterns: Sequence[Pattern]) -> Iterator[Mask]:
+        if self.method == "obs":
+            found = masks.alternating(seen.w, seen.h, patterns)
+        elif self.method == "energy":
+            found = (masks.energy(seen.w, seen.h, pattern) for pattern in patterns)
+        else:
+            found = (masks.magnitude(seen.w, pattern) for pattern in patterns)
+        return map(seen.back, found)
+
+    def _seen(self, layer: Linear, problem: Problem, pattern: Pattern) -> _Seen:
         w = problem.dense(_DAMP).rows if self.refit else problem.start.rows
         h, _ = problem.damped(_DAMP)
         order = order_of(layer, pattern)
-        return w[:, :, order], h[:, order][:, :, order], np.argsort(order)
+        return _Seen(w[:, :, order], h[:, order][:, :, order], np.argsort(order))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Weight and moments of a layer, columns in the order in which a pattern sees them.
+
+    Attributes:
+        w, h: as :class:`.Problem` has them, damped.
+        undone: the order that undoes it.
+    """
+
+    w: Doubles
+    h: Doubles
+    undone: NDArray[np.int64]
+
+    def back(self, mask: Mask) -> Mask:
+        """A mask in the layer's own order."""
+        return mask[:, :, self.undone]
 
 
 def order_of(layer: Linear, pattern: Pattern) -> NDArray[np.int64]:

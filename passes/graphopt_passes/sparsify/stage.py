@@ -14,23 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from graphopt.legacy import as_ir4, to_ir4
+from graphopt.legacy import as_ir4
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.precision import Outcome, Task
 from graphopt.pruning import Amount
 from graphopt.report import PrunedLayer
-from graphopt.samples.sampling import Sample
 from graphopt_passes.prune.allocation import Choice, allocate
 from graphopt_passes.prune.search import Attempt, searched
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
-from graphopt_passes.refit.linear import Linear, linear_layers
+from graphopt_passes.refit.linear import Linear, layers_of
 from graphopt_passes.refit.moments import moments_or_rows
-from graphopt_passes.refit.samples import collector_of, fitting_samples
 from graphopt_passes.refit.solve import Fit
-from graphopt_passes.refit.waves import waves
-from graphopt_passes.sparsify.curves import DENSITIES, choices, curve
+from graphopt_passes.refit.teacher import Teacher
+from graphopt_passes.sparsify.curves import DENSITIES, blind, choices, curve
 from graphopt_passes.sparsify.fitting import Fitter, Sparse, unfitted
 from graphopt_passes.sparsify.gains import compressed, gain
 from graphopt_passes.sparsify.layers import TECHNIQUE, candidates
@@ -46,18 +44,6 @@ def prune(task: Task) -> Outcome:
     amount = options.amounts[TECHNIQUE]
     stage = Sparsifier(task, amount, Fitter(_BY_SELECTION[options.select], options.refit))
     return searched(task, stage.make, amount.share or 1 - DENSITIES[-1], saves_time=False)
-
-
-def sparsify(task: Task, amount: Amount, method: str = "obs", *, refit: bool = True) -> Attempt:
-    """The model of a task with so many weights zero, and its ledger; not judged yet.
-
-    Args:
-        task: what to work on and with.
-        amount: a share of the weights, or N:M.
-        method: ``obs``, ``energy`` or ``magnitude``.
-        refit: whether what is left is fitted to make up for what is not.
-    """
-    return Sparsifier(task, amount, Fitter(method, refit)).make(amount.share or 0.5)
 
 
 @dataclass
@@ -76,23 +62,16 @@ class Sparsifier:
     refused: list[PrunedLayer] = field(default_factory=list)
 
     @cached_property
-    def teacher(self) -> Model:
-        """The task's model, whose weights are constants."""
-        model = self.task.model.clone()
-        to_ir4(model)
-        return model
+    def teacher(self) -> Teacher:
+        """The model that there was."""
+        return Teacher(self.task)
 
     @cached_property
     def layers(self) -> dict[str, Linear]:
         """The layers that may become sparse, by name; those that may not are noted."""
-        found, refused = candidates(self.teacher, self.task.new_run(), self.amount)
+        found, refused = candidates(self.teacher.model, self.task.new_run(), self.amount)
         self.refused += refused
         return found
-
-    @cached_property
-    def samples(self) -> Sequence[Sample]:
-        """What layers are fitted to; none without data."""
-        return fitting_samples(self.task) if self.task.options.data is not None else []
 
     def make(self, share: float) -> Attempt:
         """Make so large a share of the weights zero, or more if single layers allow nothing else."""
@@ -143,15 +122,14 @@ class Sparsifier:
 
     def _studied(self) -> Iterator[tuple[str, dict[float, float], Model]]:
         """Each layer with its curve, and the model in which it alone is sparse."""
-        pattern = self._reference
-        if not self.samples:
+        pattern, samples = self._reference, self.teacher.samples
+        if not samples:
             for name, layer in self.layers.items():
-                errors = {} if self.amount.group else _blind(layer)
+                errors = {} if self.amount.group else blind(layer)
                 yield name, errors, self._variant(name, unfitted(layer, pattern).fit)
             return
-        found = moments_or_rows(
-            collector_of(self.task), self.teacher, self.teacher, self.layers.values(), self.samples
-        )
+        whole = self.teacher.model
+        found = moments_or_rows(self.task.collector, whole, whole, self.layers.values(), samples)
         for layer, pairs in found:
             errors = {} if self.amount.group else curve(self.fitter, layer, pairs)
             yield layer.name, errors, self._variant(layer.name, self.fitter.rough(layer, pairs, pattern))
@@ -162,8 +140,8 @@ class Sparsifier:
         return Groups(amount.kept, amount.group) if amount.group else Anywhere(_REFERENCE)
 
     def _variant(self, name: str, fit: Fit) -> Model:
-        model = self.teacher.clone()
-        _layers_of(model)[name].write(model, self.task.new_run(), fit)
+        model = self.teacher.model.clone()
+        layers_of(model)[name].write(model, self.task.new_run(), fit)
         return model
 
     # The layers, one after the other.
@@ -172,8 +150,8 @@ class Sparsifier:
         self, student: Model, run: Run, patterns: Mapping[str, Pattern]
     ) -> Iterator[tuple[str, Sparse]]:
         """Fit a student's layers in place; those that were made sparse, or fitted to make up for others."""
-        layers = _layers_of(student)
-        if not self.samples:
+        layers = layers_of(student)
+        if not self.teacher.samples:
             for name, pattern in patterns.items():
                 sparse = unfitted(layers[name], pattern)
                 layers[name].write(student, run, sparse.fit)
@@ -183,15 +161,10 @@ class Sparsifier:
         behind = list(layers.values())[first:]
         free = [layer for layer in behind if not run.keeps(layer.node)]
         todo = [layer for layer in free if self.fitter.refit or layer.name in patterns]
-        steps = waves(student, todo)
-        for done, wave in enumerate(steps):
-            self.task.progress("fitting layers", done, len(steps))
-            for layer, pairs in moments_or_rows(
-                collector_of(self.task), self.teacher, student, wave, self.samples
-            ):
-                sparse = self.fitter.sparse(layer, pairs, patterns.get(layer.name))
-                layer.write(student, run, sparse.fit)
-                yield layer.name, sparse
+        for layer, pairs in self.teacher.in_order(student, todo, moments_or_rows):
+            sparse = self.fitter.sparse(layer, pairs, patterns.get(layer.name))
+            layer.write(student, run, sparse.fit)
+            yield layer.name, sparse
 
     # The ledger.
 
@@ -225,12 +198,3 @@ class Sparsifier:
             layer.size,
             layer.size,
         )
-
-
-def _layers_of(model: Model) -> dict[str, Linear]:
-    return {one.name: one for one in linear_layers(model) if isinstance(one, Linear)}
-
-
-def _blind(layer: Linear) -> dict[float, float]:
-    """The curve of a layer of whose inputs nothing is known."""
-    return {density: max(unfitted(layer, Anywhere(density)).error, 1e-9) for density in DENSITIES}

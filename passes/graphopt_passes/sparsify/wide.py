@@ -60,7 +60,7 @@ class Wide:
                 bias[part] = self._y[:, ::every][:, part].mean(0) - self._means @ found[part].T
             errors, spread = self._judged(found[part], bias[part], every, part)
             wrong, varied = wrong + errors, varied + spread
-        return Fit(found[None], bias[None]), wrong / max(varied, _TINY)  # type: ignore[arg-type]
+        return Fit(found[None], bias[None]), wrong / max(varied, _TINY)
 
     @cached_property
     def _x(self) -> Floats:
@@ -115,7 +115,7 @@ class Wide:
             return found
 
         aim = target.T @ x + ridge * start
-        return descended(times, self._energy, aim, kept, mask)  # type: ignore[arg-type, return-value]
+        return descended(times, self._energy, aim, kept, mask)
 
     def _judged(self, rows: Floats, bias: Floats, every: int, part: slice) -> tuple[float, float]:
         """Σ(W·x + b − y)² and Σ(y − ȳ)² on the rows that judge, or on all if none do."""

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from graphopt import graph as g
-from graphopt.legacy import FIRST_WITH_CONSTANTS, to_ir4
 from graphopt.model import Model
 from graphopt.precision import Task
 from graphopt_passes.exact.raise_opset import raised
@@ -59,9 +58,7 @@ class Builder:
     @classmethod
     def of(cls, task: Task, bits: int) -> Builder:
         """For weights of 4 bits the opset is raised to the first with a type for them, if that can be."""
-        base, run, reason = task.model.clone(), task.new_run(), ""
-        if base.ir.ir_version < FIRST_WITH_CONSTANTS:
-            to_ir4(base)
+        base, run, reason = task.new_model(), task.new_run(), ""
         if bits == 4 or not STYLES[task.options.target].kernels:
             reason = raised(base, run, FIRST_WITH_NIBBLES) or ""
         return cls(task, base, reason)

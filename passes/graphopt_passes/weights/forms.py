@@ -40,7 +40,7 @@ from graphopt_passes.weights.places import Place, Reader
 CONTRIB = "com.microsoft"
 INTEGERS = 4  # ``accuracy_level``: inputs become int8
 FIRST_WITH_NIBBLES = 21  # the opset with types of 4 bits, and DequantizeLinear in blocks
-_IR_WITH_NIBBLES = 10
+IR_WITH_NIBBLES = 10
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class Writer:
         real = front.node("Mul", front.node("Sub", real, offset), scale)
         replace(place.weight, self._shaped(front, place, packed, real), self.model, self.run)
         if packed.bits == 4:
-            self.model.ir.ir_version = max(self.model.ir.ir_version, _IR_WITH_NIBBLES)
+            self.model.ir.ir_version = max(self.model.ir.ir_version, IR_WITH_NIBBLES)
 
     def _shaped(self, front: Front, place: Place, packed: Packed, real: ir.Value) -> ir.Value:
         """[channels, blocks, block] in the weight's shape; what fills up the last block goes."""
@@ -284,7 +284,7 @@ class Writer:
         axis = 0 if place.turned else 1
         made = front.node("DequantizeLinear", *inputs, axis=axis, block_size=packed.block)
         replace(place.weight, made, self.model, self.run)
-        self.model.ir.ir_version = max(self.model.ir.ir_version, _IR_WITH_NIBBLES)
+        self.model.ir.ir_version = max(self.model.ir.ir_version, IR_WITH_NIBBLES)
 
 
 def _signed(numbers: np.ndarray[Any, Any], bits: int) -> ir.TensorProtocol:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from graphopt.activations import Collector, Request
+from graphopt.activations import Request
 from graphopt.model import Model
 from graphopt.precision import Task
 from graphopt.runtime.moments import Gram
@@ -92,20 +92,12 @@ class Rounder:
 
     def _moments(self, found: Mapping[str, Place]) -> Iterator[tuple[Place, Gram]]:
         """The second moments of what each weight is multiplied with, a few at a time."""
-        options = self.task.options
         wanted: dict[Request, list[Place]] = {}
         for place in found.values():
             request = _request(place)
             if request is not None:
                 wanted.setdefault(request, []).append(place)
-        collector = Collector(
-            self.task.worker,
-            self.task.target,
-            options.threads,
-            options.calibration_memory,
-            self.task.progress,
-        )
-        for statistics in collector.stream(self.model, wanted, self.shares.fitting):
+        for statistics in self.task.collector.stream(self.model, wanted, self.shares.fitting):
             for one, moments in statistics.found.items():
                 assert isinstance(moments, Gram)
                 yield from ((place, moments) for place in wanted[one])

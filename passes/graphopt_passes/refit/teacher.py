@@ -1,0 +1,129 @@
+"""The model that there was, and what layers of a changed one, the student, are fitted to: what it gave.
+
+Layers behind a change are fitted one after the other, in the order of the graph, from what they read now.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from graphopt.activations import Collector
+from graphopt.model import Model
+from graphopt.pipeline import Run
+from graphopt.precision import Task
+from graphopt.runtime.pairs import Pairs
+from graphopt.samples.batches import batched
+from graphopt.samples.sampling import Sample
+from graphopt.samples.shelf import shelved
+from graphopt_passes.refit.kept import Kept, fit_kept
+from graphopt_passes.refit.linear import Linear, layers_of
+from graphopt_passes.refit.moments import moments
+from graphopt_passes.refit.solve import Fit
+from graphopt_passes.refit.waves import waves
+
+MOST_COLUMNS = 4608
+"""Of a layer that is fitted: its moments take 170 MB."""
+
+MOST_SAMPLES = 2048
+"""A layer that is read once per sample has as many rows."""
+
+_BATCH = 32
+
+Found = TypeVar("Found")
+Gather = Callable[
+    [Collector, Model, Model, Iterable[Linear], Iterable[Mapping[str, Any]]], Iterator[tuple[Linear, Found]]
+]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model of a task, whose weights are constants; it is not changed.
+
+    Attributes:
+        task: what to work with.
+    """
+
+    task: Task
+
+    @cached_property
+    def model(self) -> Model:
+        """The model itself."""
+        return self.task.new_model()
+
+    @cached_property
+    def layers(self) -> dict[str, Linear]:
+        """All its layers that multiply with a constant, by name."""
+        return layers_of(self.model)
+
+    @cached_property
+    def samples(self) -> Sequence[Sample]:
+        """Those of the calibration, evenly spread, in a file of the worker's folder; none without data.
+
+        Where the batch is dynamic a sample is many. None is set apart to choose with: sums over them keep a
+        part of their own for that (``Pairs.held``).
+        """
+        if self.task.options.data is None:
+            return []
+        count = self.task.division.calibration_count
+        some = itertools.islice(self.task.division.calibration, None, None, max(-(-count // MOST_SAMPLES), 1))
+        few = count < 8 * _BATCH  # whole batches are held out
+        return shelved(batched(self.model.ir, some, 1 if few else _BATCH), self.task.worker.folder)
+
+    def pairs(self, student: Model, layers: Iterable[Linear]) -> Iterator[tuple[Linear, Pairs]]:
+        """Sums over what layers of a student read, and what they are to give.
+
+        Layers of very many columns, and all without samples, are left out.
+        """
+        seen = [layer for layer in layers if layer.columns <= MOST_COLUMNS]
+        if seen and self.samples:
+            yield from moments(self.task.collector, self.model, student, seen, self.samples)
+
+    def in_order(
+        self, student: Model, layers: Sequence[Linear], gather: Gather[Found]
+    ) -> Iterator[tuple[Linear, Found]]:
+        """Layers of a student with what was gathered for each, those that others read first.
+
+        Write each before the next is asked for: what is gathered behind it depends on it.
+
+        Args:
+            student: has outputs of the same names for all of these layers.
+            layers: in the order of its graph.
+            gather: as :func:`.moments`.
+        """
+        steps = waves(student, layers) if self.samples else []
+        for done, wave in enumerate(steps):
+            self.task.progress("fitting layers", done, len(steps))
+            yield from gather(self.task.collector, self.model, student, wave, self.samples)
+
+    def fit_behind(self, student: Model, run: Run, columns: Mapping[str, Kept | None]) -> dict[str, Fit]:
+        """Fit a student's layers in place, from the first that was changed on, from what they read now.
+
+        Those that were not changed make up for those before them, unless they are to be kept (``--keep``).
+
+        Args:
+            student: see ``in_order``.
+            run: the student's.
+            columns: of the layers that were changed those that they still read, None for all.
+
+        Returns:
+            The new weights, by layer.
+        """
+        mine = list(layers_of(student).values())
+        first = next((at for at, layer in enumerate(mine) if layer.name in columns), len(mine))
+        todo = [
+            layer
+            for layer in mine[first:]
+            if layer.name in self.layers and layer.columns <= MOST_COLUMNS and not run.keeps(layer.node)
+        ]
+        fits: dict[str, Fit] = {}
+        for layer, pairs in self.in_order(student, todo, moments):
+            kept = columns.get(layer.name)
+            fits[layer.name] = fit_kept(layer, pairs, np.arange(layer.columns) if kept is None else kept)
+            layer.write(student, run, fits[layer.name])
+        return fits
