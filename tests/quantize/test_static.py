@@ -278,13 +278,13 @@ def test_calibration_is_saved_and_used_again(
     first = quantize(classifier, data=data, save_calibration=saved, ranges="minmax")
     before = bytes_of(first, tmp_path)
     gathered: list[Request] = []
-    stream = static.Collector.stream
+    stream = Collector.stream
 
     def watched(self: Collector, model: Model, requests: Iterable[Request], samples: Any) -> Any:
         gathered.extend(requests := list(requests))
         return stream(self, model, requests, samples)
 
-    monkeypatch.setattr(static.Collector, "stream", watched)
+    monkeypatch.setattr(Collector, "stream", watched)
     again = quantize(classifier, data=data, calibration=saved, ranges="minmax")
     assert bytes_of(again, tmp_path) == before
     assert {type(request.kind) for request in gathered} == {Moments, Mean}  # of fitting, which are not kept
