@@ -81,7 +81,7 @@ def reformed(task: Task, form: Form, asked: float) -> Outcome:
         form: what layers are to become.
         asked: the share of the cost that is to go, at most 1.
     """
-    stage = _Stage(task, form)
+    stage = _Stage(task, form, Teacher(task))
     return searched(task, stage.make, asked, saves_time=task.options.objective == "latency")
 
 
@@ -91,6 +91,7 @@ class _Stage:
 
     task: Task
     form: Form
+    teacher: Teacher
     refused: dict[str, PrunedLayer] = field(default_factory=dict)
 
     @cached_property
@@ -98,20 +99,10 @@ class _Stage:
         return Costs(self.task)
 
     @cached_property
-    def teacher(self) -> Teacher:
-        """The model that there was."""
-        return Teacher(self.task)
-
-    @property
-    def base(self) -> Model:
-        """The task's model, whose weights are constants."""
-        return self.teacher.model
-
-    @cached_property
     def layers(self) -> dict[str, Linear]:
         """The layers that may have the form, by name; refusals are noted."""
         found, run = {}, self.task.new_run()
-        for one in linear_layers(self.base):
+        for one in linear_layers(self.teacher.model):
             if not isinstance(one, Linear):
                 node, reason = one
                 if reason := _told(node, reason):
@@ -123,9 +114,9 @@ class _Stage:
         return found
 
     def _refusal(self, layer: Linear, run: Run) -> str:
-        return (
-            "it is to be kept (--keep)" if run.keeps(layer.node) else self.form.refusal(layer, self.base, run)
-        )
+        if run.keeps(layer.node):
+            return "it is to be kept (--keep)"
+        return self.form.refusal(layer, self.teacher.model, run)
 
     def _refuse(self, name: str, op: str, reason: str) -> None:
         self.refused[name] = PrunedLayer(name, op, self.form.technique, reason=reason)
@@ -143,7 +134,7 @@ class _Stage:
         wanted: dict[Request, list[Linear]] = {}
         for layer in self.layers.values():
             wanted.setdefault(self.form.request(layer, arrays), []).append(layer)
-        for part in task.collector.stream(self.base, wanted, Shares.of(task).fitting):
+        for part in task.collector.stream(self.teacher.model, wanted, Shares.of(task).fitting):
             for request, moments in part.found.items():
                 assert isinstance(moments, Gram)
                 yield from ((layer.name, self.form.fitted(layer, moments)) for layer in wanted[request])
@@ -213,7 +204,7 @@ class _Stage:
 
     def _build(self, chosen: Mapping[str, int]) -> tuple[Model, dict[str, Sequence[str]]]:
         """The model with these layers in the new form, and the names of what their new nodes make."""
-        model, run = self.base.clone(), self.task.new_run()
+        model, run = self.teacher.model.clone(), self.task.new_run()
         added = {}
         for layer in list(linear_layers(model)):
             if isinstance(layer, Linear) and layer.name in chosen:

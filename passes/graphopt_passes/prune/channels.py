@@ -146,7 +146,7 @@ class _Stage:
         counts, times = dict(self._counts(share)), None
         while counts:
             kept = {self.groups[name]: self.known.orders[name].kept(count) for name, count in counts.items()}
-            times = Times.of(self.task, shrink(self.network.base, kept)) if self.task.measured else None
+            times = Times.of(self.task, shrink(self.network.model, kept)) if self.task.measured else None
             idle = [name for name in counts if times and self._gains_nothing(name, times)]
             if not idle:
                 return self._attempt(cut(self.network, kept), counts, times)

@@ -15,7 +15,7 @@ from graphopt_passes.refit.solve import Fit
 
 def cut(network: Network, kept: Kept) -> Model:
     """The model without the units that are not kept, its layers fitted unless there is nothing to fit to."""
-    final, run = network.base.clone(), network.task.new_run()
+    final, run = network.model.clone(), network.task.new_run()
     if network.task.options.refit:
         fits = _fits(network, kept)
         for name, layer in layers_of(final).items():
@@ -28,7 +28,7 @@ def cut(network: Network, kept: Kept) -> Model:
 
 def _fits(network: Network, kept: Kept) -> dict[str, Fit]:
     """Weights for what layers read now; zero where they read nothing more."""
-    student, run = masked(network.base, kept), network.task.new_run()
-    columns = {name: network.columns(layer, kept) for name, layer in network.teacher.layers.items()}
+    student, run = masked(network.model, kept), network.task.new_run()
+    columns = {name: network.columns(layer, kept) for name, layer in network.layers.items()}
     narrower = {name: some for name, some in columns.items() if some is not None}
-    return network.teacher.fit_behind(student, run, narrower)
+    return network.fit_behind(student, run, narrower)

@@ -9,8 +9,6 @@ from functools import cached_property
 import numpy as np
 
 from graphopt import graph as g
-from graphopt.model import Model
-from graphopt.precision import Task
 from graphopt_passes.axes import Analysis, Group, groups
 from graphopt_passes.prune.readers import Columns, unit_columns
 from graphopt_passes.refit.linear import Linear
@@ -20,29 +18,13 @@ Kept = Mapping[Group, Columns]  # units that stay; other groups keep all
 
 
 @dataclass(frozen=True)
-class Network:
-    """The model of a task.
-
-    Attributes:
-        task: what to work with.
-    """
-
-    task: Task
-
-    @cached_property
-    def teacher(self) -> Teacher:
-        """The model that there was."""
-        return Teacher(self.task)
-
-    @property
-    def base(self) -> Model:
-        """The task's model, whose weights are constants."""
-        return self.teacher.model
+class Network(Teacher):
+    """The model of a task, whose channels are known."""
 
     @cached_property
     def analysis(self) -> Analysis:
         """Its channels."""
-        return groups(self.base, self.task.options.keep)
+        return groups(self.model, self.task.options.keep)
 
     @cached_property
     def groups(self) -> dict[str, Group]:
@@ -59,8 +41,7 @@ class Network:
         """The layers whose weight sums over a group."""
         ports = [member.port for member in group.consumers if member.port is not None]
         names = [g.output_name(port.node) for port in ports if port.index == 1]
-        layers = self.teacher.layers
-        return [layers[name] for name in names if name in layers]
+        return [self.layers[name] for name in names if name in self.layers]
 
     def columns(self, layer: Linear, kept: Kept) -> Columns | None:
         """The columns that a layer still reads; None if that is all of them."""

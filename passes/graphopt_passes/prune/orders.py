@@ -41,7 +41,7 @@ class Orders:
         halves: dict[str, Model] = {}
         for names in _batches(network):
             layers = {one.name: one for name in names for one in network.read_by(network.groups[name])}
-            seen = network.teacher.pairs(network.base, layers.values())
+            seen = network.pairs(network.model, layers.values())
             pairs = {layer.name: found for layer, found in seen}
             for name in names:
                 network.task.progress("choosing channels", len(found), len(network.groups))
@@ -85,11 +85,11 @@ def _order(network: Network, group: Group, pairs: Mapping[str, Pairs]) -> Order:
 def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Pairs]) -> Model:
     """The model with half of a group's units without effect, its readers fitted to that."""
     kept = {group: order.kept(group.width - group.width // 2)}
-    model, run = masked(network.base, kept), network.task.new_run()
+    model, run = masked(network.model, kept), network.task.new_run()
     if not network.task.options.refit:
         return model
     for name, layer in layers_of(model).items():
-        columns = network.columns(network.teacher.layers[name], kept)
+        columns = network.columns(network.layers[name], kept)
         if name in pairs and columns is not None:
             layer.write(model, run, fit_kept(layer, pairs[name], columns))
     return model
