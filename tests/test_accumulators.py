@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import compute, parse
 
 from graphopt.runtime.accumulators import Bins, Extent, Histogram
 from graphopt.runtime.grid_errors import GridErrors, Steps
 from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments, Patches
+from tests.support import compute, parse
 
 SETTINGS = settings(max_examples=80, deadline=None, derandomize=True)
 GRIDS = (Steps(0.05, 128, 0, 255), Steps(0.01, 0, -128, 127), Steps(0.3, 0, 0, 127))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
-from support import compute, parse
 
 from graphopt.activations import Collector, Request
 from graphopt.errors import DataError, UnsupportedModelError, UsageError, WorkerError
@@ -15,6 +14,7 @@ from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments
 from graphopt.runtime.worker import Worker
 from graphopt.tapping import Tapper
+from tests.support import compute, parse
 
 CHAIN = """g (float[n,4,h,w] x, float[5,4,3,3] weight) => (float[n,5,a,b] y) {
     c = Conv<pads=[1,1,1,1]>(x, weight)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import numpy_helper
-from support import parse
 
 from graphopt.activations import Collector, Request
 from graphopt.calibration import Calibration, Fingerprint
@@ -16,6 +15,7 @@ from graphopt.runtime.grid_errors import GridErrors, Steps
 from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments, Patches
 from graphopt.runtime.worker import Worker
+from tests.support import parse
 
 REQUESTS = [
     Request("x", Extent(1)),

@@ -12,13 +12,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
-from support import compute, parse
 
 from graphopt.errors import SystemRefusedError
 from graphopt.model import Model
 from graphopt.storage import pool as pools
 from graphopt.storage.pool import Pool
 from graphopt.storage.spill import Spill
+from tests.support import compute, parse
 
 RNG = np.random.default_rng(0)
 LARGE, SMALL = (200, 300), (300, 20)  # 240 kB, 24 kB

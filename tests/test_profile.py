@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from support import parse
 
 from graphopt import graph as g
 from graphopt.model import Model
@@ -11,6 +10,7 @@ from graphopt.proof.profile import attribute, profile
 from graphopt.runtime.profile import NodeTime, node_times
 from graphopt.runtime.values import Tensor
 from graphopt.runtime.worker import Worker
+from tests.support import parse
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from support import parse
 
 from graphopt.activations import Collector, Request
 from graphopt.errors import SystemRefusedError
@@ -19,6 +18,7 @@ from graphopt.runtime.values import FileRange, Tensor
 from graphopt.runtime.worker import Worker
 from graphopt.samples import shelf
 from graphopt.samples.shelf import shelved
+from tests.support import parse
 
 
 def test_tensors_of_all_types_come_back(tmp_path: Path) -> None:

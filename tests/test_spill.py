@@ -18,7 +18,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper, parser
-from support import assert_same, parse, run_passes
 
 from graphopt.errors import SystemRefusedError
 from graphopt.model import Model
@@ -30,6 +29,7 @@ from graphopt.target import CPU
 from graphopt_passes.exact.fold_constants import FoldConstants
 from graphopt_passes.fuse.conv_affine import FuseConvAffine
 from graphopt_passes.fuse.conv_bn import FuseConvBn
+from tests.support import assert_same, parse, run_passes
 
 RNG = np.random.default_rng(0)
 LIMIT = 1 << 16  # bytes from which on a constant is spilled

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from support import parse, serialized
 
 from graphopt import graph as g
 from graphopt.activations import Collector
@@ -24,7 +23,7 @@ from graphopt_passes.quantize.draft import Drafts
 from graphopt_passes.quantize.placement import Placement
 from graphopt_passes.quantize.ranges import Form
 from graphopt_passes.quantize.sequential import corrected
-from tests.support import compute
+from tests.support import compute, parse, serialized
 
 # A ladder of Convs with coarse grids: each makes the errors of those before larger.
 TEXT = """g (float[n,4,6,6] x, float[8,4,3,3] u, float[8] a, float[8,8,3,3] v, float[8] b, float[8,8,3,3] w)

@@ -15,7 +15,7 @@ from graphopt.pipeline import Run
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
 from graphopt_passes.quantize.scheme import Grid
-from graphopt_passes.quantize.smooth import Seen, best_factor, expected_error, smooth
+from graphopt_passes.quantize.smooth import Reading, Seen, best_factor, expected_error, smooth
 from graphopt_passes.quantize.weights import rounded
 from tests.passes.linear_cases import Case
 from tests.support import compute, parse, serialized
@@ -39,6 +39,12 @@ def matrices(*rows: np.ndarray) -> list[np.ndarray]:
     return [w[None, :, :, None] for w in rows]
 
 
+def best(seen: Seen, weights: list[np.ndarray]) -> np.ndarray | None:
+    """The factors of one value that all these weights read."""
+    width = len(seen.low)
+    return best_factor([Reading(seen, weights, np.arange(width))], width)
+
+
 def int8_error(x: np.ndarray, weights: list[np.ndarray], factor: np.ndarray) -> float:
     """The mean squared error of all outputs, simulated: u8 activations, s8 weights per column."""
     smoothed = (x / factor).astype(np.float32)
@@ -54,7 +60,7 @@ def test_smoothing_pays_on_unseen_rows(seed: int, channels: int, readers: int, s
     rng = np.random.default_rng(seed)
     x = activations(rng, 600, channels) if signed else np.maximum(activations(rng, 600, channels), 0)
     weights = [rng.standard_normal((32, channels)).astype(np.float32) for _ in range(readers)]
-    factor = best_factor(see(x[:300]), matrices(*weights))
+    factor = best(see(x[:300]), matrices(*weights))
     assert factor is not None
     assert int8_error(x[300:], weights, factor) < 0.5 * int8_error(x[300:], weights, np.ones(channels))
 
@@ -74,14 +80,14 @@ def test_the_expected_error_is_the_simulated_one(seed: int, signed: bool) -> Non
 
 def test_even_channels_are_left_alone() -> None:
     w = np.random.default_rng(3).standard_normal((16, 32)).astype(np.float32)
-    assert best_factor(Seen(-np.ones(32), np.ones(32), np.full(32, 1 / 3)), matrices(w)) is None
+    assert best(Seen(-np.ones(32), np.ones(32), np.full(32, 1 / 3)), matrices(w)) is None
 
 
 def test_channels_that_are_dead_are_not_touched() -> None:
     rng = np.random.default_rng(4)
     x, w = activations(rng, 300, 32), rng.standard_normal((16, 32)).astype(np.float32)
     x[:, 3], w[:, 7] = 0, 0
-    factor = best_factor(see(x), matrices(w))
+    factor = best(see(x), matrices(w))
     assert factor is not None and factor[3] == 1 and factor[7] == 1 and np.isfinite(factor).all()
 
 
@@ -143,7 +149,8 @@ def test_a_block_computes_the_same(worker: Worker, kind: str) -> None:
 
 
 CONSTANTS = """<float[4] s = {1,1,1,90}, float[4] b = {0,0,0,0},
-    float[4,4] w = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2}, float[4,4] u = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2}>"""
+    int64[2] k = {4,4}, float[4,4] w = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2},
+    float[4,4] u = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2}>"""
 
 
 def convs(rng: np.random.Generator, group: int, flat: bool) -> onnx.ModelProto:
@@ -169,6 +176,8 @@ def convs(rng: np.random.Generator, group: int, flat: bool) -> onnx.ModelProto:
     proto = case.model(np.zeros((2, 3, 6, 6), np.float32), "y")
     if flat:
         del proto.graph.output[0].type.tensor_type.shape.dim[2:]
+        for dim, size in zip(proto.graph.input[0].type.tensor_type.shape.dim[1:], (3, 6, 6), strict=True):
+            dim.dim_value = size
     return proto
 
 
@@ -210,16 +219,19 @@ def quantized(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarra
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("h = LayerNormalization(x, s, b) p = MatMul(h, w) y = Add(p, h)", "reads it, too"),
-        ("h = LayerNormalization(x, s, b) y = MatMul(u, h)", "reads it, too"),
-        ("h = LayerNormalization(x, s, b) p = MatMul(h, w) q = MatMul(h, w) y = Add(p, q)", "used elsewhere"),
-        ("h = LayerNormalization(x, s, b) y = MatMul(h, x)", "is no constant"),
+        ("h = LayerNormalization(x, s, b) p = MatMul(h, w) y = Add(p, h)", "'y' is a graph output"),
+        ("h = LayerNormalization(x, s, b) p = MatMul(h, w) y = MatMul(p, h)", "'y' is a graph output"),
+        ("h = LayerNormalization(x, s, b) p = MatMul(h, w) q = MatMul(h, w) y = Add(p, q)", "elsewhere, too"),
+        ("h = LayerNormalization(x, s, b) p = MatMul(h, w) y = MatMul(h, x)", "does not scale with 'h'"),
         ("h = LayerNormalization(x, s, b) y = Gemm<transA=1>(h, w)", "no product"),
         ("h = LayerNormalization(x, s, s) y = MatMul(h, w)", "'s' is used elsewhere"),
-        ("m = Mul(x, s) h = Add(m, b) p = MatMul(h, w) y = Add(m, p)", "'m' is used elsewhere"),
-        ("m = Mul(x, x) h = Add(m, b) y = MatMul(h, w)", "is no constant"),
-        ("h = LayerNormalization(x, s, b) y = Gemm(h, w) z = Exp(h)", "Exp making 'z' reads it, too"),
-        ("h = Mul(x, x) y = MatMul(h, w)", "is no constant"),
+        ("h = LayerNormalization(x, s, b) z = Reshape(h, k) y = MatMul(h, w)", "'z' is a graph output"),
+        ("m = Mul(x, s) h = Add(m, b) p = MatMul(h, w) y = Add(m, p)", "'y' is a graph output"),
+        ("m = Mul(x, s) n = Mul(m, m) h = Add(n, b) y = MatMul(h, w)", "scales with two of its operands"),
+        ("m = Mul(x, s) d = Div(b, m) p = MatMul(m, u) y = Add(p, d)", "divides by 'm'"),
+        ("m = Mul(x, x) h = Add(m, b) y = MatMul(h, w)", "'x' is a graph input"),
+        ("h = LayerNormalization(x, s, b) y = Gemm(h, w) z = Exp(h)", "Exp making 'z' does not scale"),
+        ("m = LayerNormalization(x, s, b) h = Transpose(m) y = MatMul(h, w)", "does not normalize"),
     ],
 )
 def test_refusals(worker: Worker, body: str, reason: str) -> None:

@@ -22,6 +22,7 @@ from graphopt.model import Model
 from graphopt.precision import Task, Trial
 from graphopt.proof import measure
 from graphopt.proof.measure import Comparison, Cost
+from graphopt.runtime.accumulators import Extent
 from graphopt.runtime.cpu import Cpu
 from graphopt.runtime.means import Mean
 from graphopt.runtime.moments import Moments
@@ -277,17 +278,20 @@ def test_calibration_is_saved_and_used_again(
     saved = tmp_path / "c.json"
     first = quantize(classifier, data=data, save_calibration=saved, ranges="minmax")
     before = bytes_of(first, tmp_path)
-    gathered: list[Request] = []
+    gathered: list[tuple[Model, Request]] = []
     stream = Collector.stream
 
     def watched(self: Collector, model: Model, requests: Iterable[Request], samples: Any) -> Any:
-        gathered.extend(requests := list(requests))
+        requests = list(requests)
+        gathered.extend((model, request) for request in requests)
         return stream(self, model, requests, samples)
 
     monkeypatch.setattr(Collector, "stream", watched)
     again = quantize(classifier, data=data, calibration=saved, ranges="minmax")
     assert bytes_of(again, tmp_path) == before
-    assert {type(request.kind) for request in gathered} == {Moments, Mean}  # of fitting, which are not kept
+    assert {type(request.kind) for _, request in gathered} == {Moments, Mean, Extent}
+    [smoothed] = {id(model) for model, request in gathered if isinstance(request.kind, Extent)}
+    assert smoothed != id(gathered[-1][0]), "what was seen of the float model was not kept"
     other = model(CLASSIFIER, w=floats(8, 16, seed=3), v=floats(16, 2))
     with pytest.raises(DataError, match="weights"):
         quantize(other, data=data, calibration=saved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -83,6 +83,7 @@ class Drafts:
         model: the float model, of an opset that can be quantized.
         ranges: value name → range.
         bits: of weights.
+        smoothed: whether channels of the model were made more alike.
         weights, biases: of all drafts made from now on, see :class:`Scheme`.
         plain: weights rounded to nearest, for the rest; they are made when they are first needed.
     """
@@ -91,6 +92,7 @@ class Drafts:
     model: Model
     ranges: Mapping[str, Range]
     bits: int
+    smoothed: bool = False
     weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
     biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     plain: dict[str, IntegerWeight] = field(default_factory=dict)
@@ -114,12 +116,6 @@ class Drafts:
         insert_qdq(model, run, placement, scheme, self.bits)
         drop_unused(model)
         return Draft(self.task, model, chosen)
-
-    def with_weights(
-        self, weights: Mapping[str, IntegerWeight], biases: Mapping[str, NDArray[np.float32]]
-    ) -> Drafts:
-        """The same with other weights."""
-        return replace(self, weights=weights, biases=biases)
 
 
 def layers_of(placement: Placement, nodes: Collection[str]) -> list[str]:

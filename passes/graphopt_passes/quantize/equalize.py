@@ -8,12 +8,13 @@ scale for all channels fits each. Layers in a row are swept until nothing moves,
 every weight is rewritten once. A channel whose weights are tiny would get a huge bias, and that a huge range
 of activations: no scaled bias may exceed the largest bias.
 
-Every f of one channel at a time that scales with its input may stand between: Relu, LeakyRelu, PRelu,
-pooling, an added constant per channel (which is scaled like a bias), and a Flatten before a Gemm.
+Every f that scales with its input may stand between (see :mod:`scaled <graphopt_passes.quantize.scaled>`).
+Where layers meet in a sum they share s, and r₁ᵢ and r₂ᵢ are the largest of all that make and read channel i.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 
 from graphopt.model import Model
 from graphopt.pipeline import Pass, Run
-from graphopt_passes.quantize.chains import Chain, find_chains
 from graphopt_passes.quantize.layers import Layer
+from graphopt_passes.quantize.places import Member, Scaling, find_scalings, largest
 
 Doubles = NDArray[np.float64]
 
@@ -45,28 +46,27 @@ class EqualizeChannels(Pass):
 
 
 def equalize(model: Model, run: Run) -> dict[str, Doubles]:
-    """Equalize all chains of a model in place.
+    """Equalize all layers of a model in place.
 
     Returns:
-        The name of the first layer's output → what its channels were divided by, float64 [channels], of all
-        chains that changed. What follows up to the second layer was divided by the same.
+        The name of the value that a layer reads → what its channels were divided by, float64 [factors], of
+        all that changed. All values between the layers that make it and this one were divided by the same.
     """
-    chains = find_chains(model, run, EqualizeChannels.name)
-    factors = _swept(chains)
-    admitted: list[tuple[Chain, Doubles]] = []
-    for chain, factor in zip(chains, factors, strict=True):
+    found = [one for one in find_scalings(model, run, EqualizeChannels.name) if one.makers]
+    admitted: list[tuple[Scaling, Doubles]] = []
+    for scaling, factor in zip(found, _swept(found), strict=True):
         worth = np.abs(np.log2(factor)).max(initial=0.0) > _LEAST
-        if worth and run.journal.admit(EqualizeChannels.name, chain.name):
-            admitted.append((chain, factor))
+        if worth and run.journal.admit(EqualizeChannels.name, scaling.name):
+            admitted.append((scaling, factor))
     _rewrite(model, run, admitted)
-    return {chain.name: factor for chain, factor in admitted}
+    return {scaling.name: factor for scaling, factor in admitted}
 
 
 class _Ranges:
     """The ranges of a layer's weights while the factors of its channels change."""
 
     def __init__(self, table: Doubles) -> None:
-        self.table = table  # [groups, channels/groups, inputs/groups], 1 where a side takes part in no chain
+        self.table = table  # [groups, channels/groups, inputs/groups], 1 where a side takes part in nothing
 
     def channels(self) -> Doubles:
         return np.asarray(self.table.max(axis=2, initial=0.0).ravel())
@@ -81,22 +81,15 @@ class _Ranges:
         self.table *= by.reshape(len(self.table), 1, -1)
 
 
-def _swept(chains: list[Chain]) -> list[Doubles]:
-    """The factors of all chains once nothing moves any more."""
-    first, second = ({chain.first.node for chain in chains}, {chain.second.node for chain in chains})
-    ranges = {
-        node: _Ranges(layer.magnitudes(channels=node in first, inputs=node in second))
-        for node, layer in _layers(chains).items()
-    }
-    biases = [chain.bias() for chain in chains]
-    factors = [np.ones(chain.first.channels) for chain in chains]
+def _swept(scalings: list[Scaling]) -> list[Doubles]:
+    """The factors of all once nothing moves any more."""
+    ranges = _ranges(scalings)
+    biases = [scaling.bias() for scaling in scalings]
+    factors = [np.ones(scaling.width) for scaling in scalings]
     for _ in range(_SWEEPS):
         moved = 0.0
-        for index, chain in enumerate(chains):
-            before, after = ranges[chain.first.node], ranges[chain.second.node]
-            step = _step(before.channels(), after.inputs(), biases[index])
-            before.divide_channels(step)
-            after.multiply_inputs(step)
+        for index, scaling in enumerate(scalings):
+            step = _swap(scaling, ranges, biases[index])
             biases[index] /= step
             factors[index] *= step
             moved = max(moved, float(np.abs(np.log2(step)).max(initial=0.0)))
@@ -105,28 +98,52 @@ def _swept(chains: list[Chain]) -> list[Doubles]:
     return factors
 
 
-def _layers(chains: list[Chain]) -> dict[ir.Node, Layer]:
-    """The layers of the chains; as a second layer, one knows which inputs make up a channel."""
-    first = {chain.first.node: chain.first for chain in chains}
-    return first | {chain.second.node: chain.second for chain in chains}
+def _ranges(scalings: list[Scaling]) -> dict[ir.Node, _Ranges]:
+    makers = {member.layer.node for scaling in scalings for member in scaling.makers}
+    readers = {member.layer.node for scaling in scalings for member in scaling.readers}
+    return {
+        node: _Ranges(layer.magnitudes(channels=node in makers, inputs=node in readers))
+        for node, layer in _layers(scalings).items()
+    }
+
+
+def _layers(scalings: list[Scaling]) -> dict[ir.Node, Layer]:
+    """The layers; as a reader, one knows which columns are one channel."""
+    makers = {member.layer.node: member.layer for scaling in scalings for member in scaling.makers}
+    return makers | {member.layer.node: member.layer for scaling in scalings for member in scaling.readers}
+
+
+def _swap(scaling: Scaling, ranges: dict[ir.Node, _Ranges], bias: Doubles) -> Doubles:
+    """Divide by one step what makes the channels, and multiply what reads them."""
+
+    def most(members: tuple[Member, ...], side: Callable[[_Ranges], Doubles]) -> Doubles:
+        found = [largest(side(ranges[one.layer.node]), one.units, scaling.width) for one in members]
+        return np.asarray(np.max(found, axis=0))
+
+    step = _step(most(scaling.makers, _Ranges.channels), most(scaling.readers, _Ranges.inputs), bias)
+    for member in scaling.makers:
+        ranges[member.layer.node].divide_channels(member.factors(step))
+    for member in scaling.readers:
+        ranges[member.layer.node].multiply_inputs(member.factors(step))
+    return step
 
 
 def _step(before: Doubles, after: Doubles, bias: Doubles) -> Doubles:
     """√(r₁·r₂)/r₂ = √(r₁/r₂), 1 for channels without weights, and never a bias above the largest."""
     live = (before > 0) & (after > 0) & np.isfinite(before) & np.isfinite(after)
     step = np.sqrt(np.divide(before, after, out=np.ones_like(before), where=live))
-    largest = bias.max(initial=0.0)
-    return np.maximum(step, bias / largest) if 0 < largest < np.inf else step
+    most = bias.max(initial=0.0)
+    return np.maximum(step, bias / most) if 0 < most < np.inf else step
 
 
-def _rewrite(model: Model, run: Run, admitted: list[tuple[Chain, Doubles]]) -> None:
+def _rewrite(model: Model, run: Run, admitted: list[tuple[Scaling, Doubles]]) -> None:
     """Scale every weight once, by the factors on both of its sides, and the constants between."""
     channels: dict[ir.Node, Doubles] = {}
     inputs: dict[ir.Node, Doubles] = {}
-    for chain, factor in admitted:
-        channels[chain.first.node], inputs[chain.second.node] = 1 / factor, factor
-        for shift in chain.shifts:
-            shift.divide(model, run, factor)
-    for node, layer in _layers([chain for chain, _ in admitted]).items():
+    for scaling, factor in admitted:
+        channels |= {one.layer.node: 1 / one.factors(factor) for one in scaling.makers}
+        inputs |= {one.layer.node: one.factors(factor) for one in scaling.readers}
+        scaling.divide_constants(model, run, factor)
+    for node, layer in _layers([scaling for scaling, _ in admitted]).items():
         ones = np.ones(layer.channels), np.ones(layer.inputs)
         layer.scale(model, run, channels.get(node, ones[0]), inputs.get(node, ones[1]))

@@ -9,6 +9,7 @@ way out, since each would make up for the errors of those before it once more.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def corrected(
     for part in parts:
         found = collector.collect(drafts.build(nodes).model, [_request(part)], samples)
         biases = _shifted(part, drafts.biases, wanted, found)
-        drafts = drafts.with_weights(drafts.weights, {**drafts.biases, **biases})
+        drafts = replace(drafts, biases={**drafts.biases, **biases})
     return drafts
 
 

@@ -7,14 +7,16 @@ channels of large activations, which one scale for the tensor cannot serve, move
 have a scale per output channel. All layers that read the value (Q, K and V) share s; max|Wⱼ| is over all of
 them. It costs nothing at run time, and the float model computes the same.
 
-The value may come from a normalization, or from another layer through what scales with its input (the
-chains of :mod:`equalize <graphopt_passes.quantize.equalize>`): then 1/s goes into that layer's rows, whose
-own scales take it up. So with scales per channel this is equalization by what was seen, not by weights.
+The channels may come from a normalization or from other layers, through whatever scales with its input (see
+:mod:`scaled <graphopt_passes.quantize.scaled>`): then 1/s goes into those layers' rows, whose own scales take
+it up. So with scales per channel this is equalization by what was seen, not by weights.
 
 How far to go, α, is chosen by the error that is to be expected at the readers' outputs, with weights as they
 will be rounded and activations rounded on a step Δ, of error Δ²/12 but no larger than they are:
 
     Σₙ Σₖ E(x̂ₖ²)·Δwₙₖ² + min(Δ²/12, E(x̂ₖ²))·ŵₙₖ²     x̂ = x/s, ŵ = s·w
+
+Where several values share s, their errors count relative to what they are without it.
 """
 
 from __future__ import annotations
@@ -27,9 +29,8 @@ from numpy.typing import NDArray
 
 from graphopt.model import Model
 from graphopt.pipeline import Run
-from graphopt_passes.quantize.chains import Shift, find_chains
-from graphopt_passes.quantize.layers import Layer, blocks
-from graphopt_passes.quantize.norms import find_norms
+from graphopt_passes.quantize.layers import blocks
+from graphopt_passes.quantize.places import Scaling, Units, find_scalings, largest
 from graphopt_passes.quantize.scheme import Array
 from graphopt_passes.quantize.weights import rounded
 
@@ -72,13 +73,27 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A value that layers read, and all that its channels are made with."""
+class Reading:
+    """A value that layers read.
 
-    name: str
-    made: tuple[Shift, ...]
-    maker: Layer | None
-    readers: tuple[Layer, ...]
+    Attributes:
+        seen: of its channels, [channels].
+        weights: of all that read it, each as [groups, channels/groups, inputs/groups, elements].
+        units: the number of the factor of each channel.
+    """
+
+    seen: Seen
+    weights: Sequence[Array]
+    units: Units
+
+    def sizes(self, width: int) -> Doubles:
+        """The largest |w| that each factor multiplies, [width]."""
+        found = np.max([np.abs(b).max(axis=(1, 3)).ravel() for w in self.weights for b in blocks(w)], axis=0)
+        return largest(found.astype(np.float64), self.units, width)
+
+    def error(self, factor: Doubles) -> float:
+        """The expected squared error of all outputs with factors, [width]."""
+        return expected_error(self.seen, self.weights, np.append(factor, 1.0)[self.units])
 
 
 def smooth(
@@ -91,36 +106,61 @@ def smooth(
     unseen ones than before: leave some room in the range, or check on held-out data, value by value.
 
     Returns:
-        The name of each value that changed → what its channels were divided by, float64 [channels].
+        The name of each value that layers read and that changed → what its channels were divided by, float64
+        [channels].
     """
     done: dict[str, Doubles] = {}
-    for source in _sources(model, run, seen):
-        readers = source.readers
-        factor = best_factor(
-            seen[source.name].of(readers[0].inputs), [r.matrices(r.weight()) for r in readers], alphas
-        )
+    for scaling in find_scalings(model, run, NAME):
+        readings = _readings(scaling, seen)
+        if not readings:
+            continue
+        factor = best_factor(list(readings.values()), scaling.width, alphas)
         if factor is None:
-            run.journal.refuse(NAME, f"'{source.name}'", "the expected error is not lower")
-        elif run.journal.admit(NAME, source.name):
-            _rewrite(model, run, source, factor)
-            done[source.name] = factor
+            run.journal.refuse(NAME, f"'{scaling.name}'", "the expected error is not lower")
+        elif run.journal.admit(NAME, scaling.name):
+            scaling.divide(model, run, factor)
+            done |= {name: np.append(factor, 1.0)[found.units] for name, found in readings.items()}
     return done
 
 
-def best_factor(seen: Seen, weights: Sequence[Array], alphas: Sequence[float] = ALPHAS) -> Doubles | None:
+def _readings(scaling: Scaling, seen: Mapping[str, Seen]) -> dict[str, Reading]:
+    """What was seen of each value that layers read; nothing unless all were seen."""
+    found: dict[str, Reading] = {}
+    for member in scaling.readers:
+        value = member.layer.node.inputs[0]
+        name = (value and value.name) or ""
+        if name not in seen:
+            return {}
+        weight = member.layer.matrices(member.layer.weight())
+        others = found[name].weights if name in found else ()
+        found[name] = Reading(seen[name].of(member.layer.inputs), (*others, weight), member.units)
+    return found
+
+
+def best_factor(readings: Sequence[Reading], width: int, alphas: Sequence[float] = ALPHAS) -> Doubles | None:
     """The s of the α with the least expected error, or ``None`` if none is a tenth below no smoothing at all.
 
     Args:
-        seen: of the value that is read, [inputs].
-        weights: of all that read it, each as [groups, channels/groups, inputs/groups, elements].
+        readings: the values that are divided by s.
+        width: the number of factors.
         alphas: to try, from 0 (all is left in the activations) to 1 (all moves into the weights).
+
+    Returns:
+        float64 [width].
     """
-    sizes = np.max([np.abs(b).max(axis=(1, 3)).ravel() for w in weights for b in blocks(w)], axis=0)
-    found = [_factor(seen.largest, sizes.astype(np.float64), alpha) for alpha in alphas]
-    errors = [expected_error(seen, weights, factor) for factor in found]
+    sizes = np.max([one.sizes(width) for one in readings], axis=0)
+    seen = np.max([largest(one.seen.largest, one.units, width) for one in readings], axis=0)
+    found = [_factor(seen, sizes, alpha) for alpha in alphas]
+    before = [one.error(np.ones(width)) for one in readings]
+    errors = [_ratio([one.error(factor) for one in readings], before) for factor in found]
     best = int(np.argmin(errors))
-    worth = errors[best] < _WORTH * expected_error(seen, weights, np.ones(sizes.size))
-    return found[best] if worth else None
+    return found[best] if errors[best] < _WORTH else None
+
+
+def _ratio(after: Sequence[float], before: Sequence[float]) -> float:
+    """The mean of what is left of each error."""
+    left = [new / old if old else 1.0 for new, old in zip(after, before, strict=True)]
+    return sum(left) / len(left)
 
 
 def expected_error(seen: Seen, weights: Sequence[Array], factor: Doubles) -> float:
@@ -143,24 +183,3 @@ def _factor(largest: Doubles, sizes: Doubles, alpha: float) -> Doubles:
     result = np.ones_like(sizes)
     result[live] = largest[live] ** alpha / sizes[live] ** (1 - alpha)
     return result
-
-
-def _sources(model: Model, run: Run, seen: Mapping[str, Seen]) -> list[_Source]:
-    found = [
-        _Source(norm.name, norm.affine, None, norm.readers) for norm in find_norms(model, run, NAME, seen)
-    ]
-    for chain in find_chains(model, run, NAME):
-        read = chain.second.node.inputs[0]
-        name = (read and read.name) or ""
-        if name in seen:
-            found.append(_Source(name, chain.shifts, chain.first, (chain.second,)))
-    return found
-
-
-def _rewrite(model: Model, run: Run, source: _Source, factor: Doubles) -> None:
-    for shift in source.made:
-        shift.divide(model, run, factor)
-    if source.maker is not None:
-        source.maker.scale(model, run, 1 / factor, np.ones(source.maker.inputs))
-    for layer in source.readers:
-        layer.scale(model, run, np.ones(layer.channels), factor)

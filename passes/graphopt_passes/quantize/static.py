@@ -17,16 +17,14 @@ from graphopt.activations import Request, Statistics
 from graphopt.calibration import Calibration
 from graphopt.model import Model
 from graphopt.precision import BATCH, Outcome, Task, Trial
-from graphopt.proof.evaluation import HeldOut
 from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.cpu import cpu
-from graphopt.samples.sampling import Sample
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
 from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
-from graphopt_passes.quantize.fit import fitted
 from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept, miscompiled, nested
 from graphopt_passes.quantize.fusable import STYLES, UNFIT
+from graphopt_passes.quantize.ladder import Ladder
 from graphopt_passes.quantize.layer_report import Findings
 from graphopt_passes.quantize.mixed import with_dynamic
 from graphopt_passes.quantize.partition import cheapest
@@ -34,15 +32,10 @@ from graphopt_passes.quantize.placement import Placement, consistent, saturates
 from graphopt_passes.quantize.ranges import Form, Range
 from graphopt_passes.quantize.recognize import recognize
 from graphopt_passes.quantize.sensitivity import blame, noise, sensitivities
-from graphopt_passes.quantize.sequential import corrected
-from graphopt_passes.quantize.shares import Shares
-from graphopt_passes.quantize.smoothing import smoothed
 from graphopt_passes.quantize.timing import Timing
 
 OPSET = 13
 _REFINEMENTS = 3
-# Samples for the means of outputs.
-MEANS = 32
 # Of the speed gained, the share that is given up for accuracy, and the noise that must then be left at most.
 _CHEAP = 0.1
 _WORTH = 0.8
@@ -77,8 +70,7 @@ class _Search:
             return self._refuse("there is no layer with an integer kernel")
         ranges = self._ranges(model, self._gather)
         self.findings.statistics = self.calibration.statistics
-        if self.task.options.save_calibration is not None:
-            self.calibration.save(self.task.options.save_calibration)
+        self._save()
         self.drafts = Drafts(self.task, model, ranges, self._bits())
         chosen = self._audited(self._ready())
         if not chosen:
@@ -105,26 +97,13 @@ class _Search:
             found.load(options.calibration)
         return found
 
+    def _save(self) -> None:
+        """Keep the statistics that there are, for the next run."""
+        if self.task.options.save_calibration is not None:
+            self.calibration.save(self.task.options.save_calibration)
+
     def _gather(self, requests: Iterable[Request]) -> Statistics:
         return self.calibration.gather(requests)
-
-    def _gatherer(self, model: Model) -> Gather:
-        """Statistics of a changed model, which are not kept."""
-        return lambda requests: self.task.collector.collect(model, requests, self._fitting)
-
-    @property
-    def _fitting(self) -> Sequence[Sample]:
-        """The samples of the calibration that weights are fitted to."""
-        return self._shares.fitting
-
-    @cached_property
-    def _chooser(self) -> HeldOut:
-        """Says which weights are better, on samples of the calibration to which none is fitted."""
-        return self._shares.chooser(self.task)
-
-    @cached_property
-    def _shares(self) -> Shares:
-        return Shares.of(self.task)
 
     def _ranges(self, model: Model, gather: Gather) -> Mapping[str, Range]:
         values = self.placement.on_grids(self.placement.parts)
@@ -232,48 +211,15 @@ class _Search:
 
     # Accuracy.
 
-    def _fitted(self, drafts: Drafts, nodes: Nodes) -> Drafts:
-        """The drafts with fitted weights and biases, if these lower the error on the samples that judge."""
-        self.task.progress("fitting weights")
-        placement = Placement(drafts.model, self.task.new_run())
-        names = layers_of(placement, nodes)
-        found = fitted(drafts.model, placement, names, self.task.collector, self._fitting, drafts.bits)
-        biased = drafts.with_weights(found.weights, found.biases)
-        better = self._quieter(nodes, drafts, biased, drafts.with_weights(found.weights, {}))
-        few = self._fitting[:: -(-len(self._fitting) // MEANS)]
-        return self._quieter(nodes, better, corrected(better, nodes, self.task.collector, few))
-
-    def _quieter(self, nodes: Nodes, *tried: Drafts) -> Drafts:
-        """The drafts with the least noise, the first of equal ones."""
-        return min(tried, key=lambda drafts: self._noise(drafts, nodes))
-
-    def _noise(self, drafts: Drafts, nodes: Nodes) -> float:
-        draft = drafts.build(nodes)
-        found = noise(self._chooser.score(draft.path))
-        draft.discard()
-        return found
-
-    def _smoothed(self, nodes: Nodes) -> Drafts | None:
-        """Drafts of an equal float model whose channels are more alike; ``None`` if there is none."""
-        self.task.progress("smoothing channels")
-        model = smoothed(self.model, self.task.new_run(), self._gather)
-        if model is None:
-            return None
-        ranges = self._ranges(model, self._gatherer(model))
-        drafts = Drafts(self.task, model, ranges, self.drafts.bits)
-        plain = self.drafts.with_weights({}, {})
-        return self._fitted(drafts, nodes) if self._quieter(nodes, plain, drafts) is drafts else None
-
     def _within_budget(self, nodes: Nodes) -> Outcome:
-        """Climb the ladder until the budget holds: fitted weights, smoothed channels, layers on floats."""
-        self.drafts = self._fitted(self.drafts, nodes)
+        """Climb the ladder; while the budget does not hold, return layers to floats."""
+        ladder = Ladder(self.task, nodes, self._gather, self._ranges)
+        self.drafts = ladder.climb(self.drafts)
+        self._save()
+        if self.drafts.smoothed:
+            self.findings.statistics = Statistics()  # they are of the channels as they were
+            self.notes.append("scales were moved between layers (SmoothQuant)")
         judged = Judged.of(self.task, self.drafts.build(nodes))
-        if not judged.kept and (drafts := self._smoothed(nodes)) is not None:
-            trial = Judged.of(self.task, drafts.build(nodes))
-            if noise(trial.score) < noise(judged.score):
-                self.drafts, judged = drafts, trial
-                self.findings.statistics = Statistics()  # they are of the channels as they were
-                self.notes.append("scales were moved between layers (SmoothQuant)")
         frontier = self._frontier(nodes)
         if judged.kept:
             return self._accept(self._spared(judged, frontier))
