@@ -7,6 +7,7 @@ import onnx
 import onnx.parser
 import pytest
 
+from tools.bench import __main__ as command
 from tools.bench import judge, tables
 from tools.bench.peers import Entry
 from tools.bench.process import measure
@@ -104,3 +105,18 @@ def test_best_peer_is_the_valid_one_with_fewest_nodes():
         "onnxscript": Entry(1.0, 0, valid=True, nodes=5),
     }
     assert tables.best(entries) == "onnxscript"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("peers", "quantization", "calibration", "half", "storage", "weights", "pruning"),
+        "pruning-memory",
+    ],
+)
+def test_every_benchmark_explains_itself(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out

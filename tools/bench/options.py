@@ -13,7 +13,7 @@ from tools import models
 def add_contestants(parser: argparse.ArgumentParser, names: list[str]) -> None:
     """Who takes part, in which interpreter, and within which limits."""
     parser.add_argument(
-        "--contestants", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names)
+        "--contestants", nargs="+", default=names, choices=names, metavar="NAME", help=_listed(names)
     )
     parser.add_argument(
         "--peers-python",
@@ -29,11 +29,16 @@ def add_contestants(parser: argparse.ArgumentParser, names: list[str]) -> None:
 def add_tasks(parser: argparse.ArgumentParser, names: list[str], latency: float) -> None:
     """What to compare on, and how long to measure each contestant there."""
     parser.add_argument(
-        "--tasks", nargs="+", default=names, choices=names, metavar="TASK", help=", ".join(names)
+        "--tasks", nargs="+", default=names, choices=names, metavar="TASK", help=_listed(names)
     )
     parser.add_argument(
         "--latency", type=float, default=latency, metavar="SECONDS", help="for one measurement"
     )
+
+
+def _listed(names: list[str]) -> str:
+    """Names as argparse's help takes them, to which a percent sign is a placeholder."""
+    return ", ".join(names).replace("%", "%%")
 
 
 def add_results(parser: argparse.ArgumentParser, name: str) -> None:

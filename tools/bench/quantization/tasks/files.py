@@ -16,7 +16,7 @@ from tools import models
 from tools.bench.quantization.task import Array, Example, Feeds, Prediction, Run, Task
 
 FOLDERS = [Path("/usr/share"), Path("/usr/lib"), Path(sys.prefix)]
-MOST = 40  # files of one kind
+MOST = 200  # files of one kind
 FEWEST_BYTES = 64
 BLOCK, PART, PADDING = 4096, 1024, 256
 BATCH = 50
