@@ -56,6 +56,11 @@ class Trial:
         verdicts = {found.verdict for found in self.comparisons}
         return "faster" in verdicts and "slower" not in verdicts
 
+    @property
+    def slower(self) -> bool:
+        """Whether the second model is slower on some workload."""
+        return any(found.verdict == "slower" for found in self.comparisons)
+
     def summary(self) -> str:
         """All measurements in words."""
         return "; ".join(found.summary() for found in self.comparisons)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -34,6 +34,7 @@ class Findings:
         penalties: noise power over signal power when a layer alone is on integers.
         timing: measured seconds; None if nothing was measured.
         audited: whether the runtime here is the target's, and tells what fuses.
+        tables: nodes that look up rows of 8 bits.
     """
 
     model: Model
@@ -44,6 +45,7 @@ class Findings:
     penalties: dict[str, float] = field(default_factory=dict)
     timing: Timing | None = None
     audited: bool = True
+    tables: Collection[str] = ()
 
     def describe(self, draft: Draft | None) -> tuple[LayerReport, ...]:
         """One report for each part and each node that could not be one; ``draft`` is the result, if any."""
@@ -51,8 +53,10 @@ class Findings:
         refused = [
             LayerReport(name, node.op_type, "float32", reason=self.placement.refusals[name])
             for name, node in self.placement.refused.items()
+            if name not in self.tables
         ]
-        return (*parts, *self._dynamic(draft), *refused)
+        tables = [LayerReport(name, "Gather", "int8", method="nearest") for name in self.tables]
+        return (*parts, *self._dynamic(draft), *tables, *refused)
 
     def _dynamic(self, draft: Draft | None) -> Iterator[LayerReport]:
         """Nodes that only dynamic quantization knows."""

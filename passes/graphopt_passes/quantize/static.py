@@ -26,6 +26,7 @@ from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept, miscomp
 from graphopt_passes.quantize.fusable import STYLES, UNFIT
 from graphopt_passes.quantize.ladder import Ladder
 from graphopt_passes.quantize.layer_report import Findings
+from graphopt_passes.quantize.lookups import with_tables
 from graphopt_passes.quantize.mixed import with_dynamic
 from graphopt_passes.quantize.partition import cheapest
 from graphopt_passes.quantize.placement import Placement, consistent, saturates
@@ -283,6 +284,12 @@ class _Search:
         return self._finish(judged)
 
     def _finish(self, judged: Judged) -> Outcome:
+        self.task.progress("rounding tables that are looked up")
+        tables = with_tables(self.task, judged)
+        if tables is not None:
+            judged = tables.judged
+            self.notes.append(str(tables))
+            self.findings.tables = tables.nodes
         draft = judged.draft
         self.findings.ranges = self.drafts.ranges
         self.notes += miscompiled(self.task, draft)

@@ -61,4 +61,4 @@ def slower(task: Task, model: Model) -> str:
     draft = Draft(task, model, frozenset())
     trial = task.compare(task.float_path, draft.path)
     draft.discard()
-    return trial.summary() if any(found.verdict == "slower" for found in trial.comparisons) else ""
+    return trial.summary() if trial.slower else ""
