@@ -45,7 +45,7 @@ def test_floor_runs_only_where_a_goal_asks_for_it():
         ("graphopt, sparsity 50 %", ["--sparsity", "0.5"]),
         ("graphopt, 2:4", ["--sparsity", "2:4"]),
         ("graphopt, channels 30 %", ["--channels", "0.3"]),
-        ("graphopt, half the MACs and int8", ["--channels", "0.5", "--objective", "macs"]),
+        ("graphopt, half the MACs and int8", ["--channels", "0.25", "--precision", "int8"]),
         ("onnxsim sparsegpt, 2:4", ["sparsegpt", "2:4"]),
         ("onnxsim wanda-channels, channels 70 %", ["wanda-channels", "0.7"]),
     ],
