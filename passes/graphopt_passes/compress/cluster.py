@@ -104,7 +104,11 @@ class _Stage:
         def build(name: str) -> Draft:
             return Draft(self.task, self._build([name]), frozenset())
 
-        return sensitivities(self.task, build, list(self.codebooks))
+        return sensitivities(self.task, build, list(self.codebooks), self._refuse)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.refused[name] = self._row(self.places[name], "", None, reason)
+        del self.codebooks[name]
 
     def make(self, share: float) -> Attempt:
         """Let weights share values until so large a share of the bytes that can be saved is."""
@@ -122,10 +126,12 @@ class _Stage:
 
     def _cheapest(self, share: float) -> dict[str, bool]:
         """The weights that make the least noise for the bytes they save."""
+        noises = self.noises  # refuses what does not run
         total = sum(self.places[name].weight.tensor.size for name in self.codebooks)
         choices = {
             name: [Choice(True, self.places[name].weight.tensor.size / total, noise)]
-            for name, noise in self.noises.items()
+            for name, noise in noises.items()
+            if name in self.codebooks
         }
         return allocate(choices, share)
 

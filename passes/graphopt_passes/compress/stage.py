@@ -102,7 +102,7 @@ class _Stage:
     def layers(self) -> dict[str, Linear]:
         """The layers that may have the form, by name; refusals are noted."""
         found, run = {}, self.task.new_run()
-        for one in linear_layers(self.teacher.model):
+        for one in self.teacher.found:
             if not isinstance(one, Linear):
                 node, reason = one
                 if reason := _told(node, reason):
@@ -149,7 +149,10 @@ class _Stage:
         def build(name: str) -> Draft:
             return Draft(self.task, self._build({name: self.fitted[name].sizes[0]})[0], frozenset())
 
-        return sensitivities(self.task, build, list(self.fitted))
+        return sensitivities(self.task, build, list(self.fitted), self._unusable)
+
+    def _unusable(self, name: str, reason: str) -> None:
+        self._refuse(name, self.layers[name].op, reason)
 
     @property
     def choices(self) -> dict[str, list[Choice[int]]]:
@@ -188,7 +191,7 @@ class _Stage:
 
     def _refit(self, model: Model, chosen: Mapping[str, int]) -> None:
         """Fit what stands for changed layers, and all layers behind them, in place."""
-        if self.task.options.refit:
+        if self.teacher.refits:
             self.teacher.fit_behind(model, self.task.new_run(), dict.fromkeys(chosen))
 
     def _told_slower(self, name: str, added: Sequence[str], times: Times) -> bool:
@@ -228,7 +231,7 @@ class _Stage:
         idle = [self._whole(name) for name in self.layers if name not in chosen and name not in self.refused]
         layers = f"{len(chosen)} layer{'s' * (len(chosen) > 1)}"
         told = f"{share:.0%} of the {self.costs.unit} in {layers} ({self.form.technique})"
-        return Attempt(model, share, (*rows, *idle, *self.refused.values()), told)
+        return Attempt(model, share, (*rows, *idle, *self.refused.values()), told, self.teacher.notes)
 
     def _row(self, name: str, size: int, added: Sequence[str], times: Times | None) -> PrunedLayer:
         layer, fitted, macs = self.layers[name], self.fitted[name], self.costs.macs.get(name, 0)

@@ -83,7 +83,7 @@ class _Stage:
         return {
             name: [self._choice(name, count) for count in widths(group, self.block)]
             for name, group in self.groups.items()
-            if name not in self.stays
+            if name not in self.stays and name not in self.known.refused
         }
 
     def _choice(self, name: str, count: int) -> Choice[int]:
@@ -175,7 +175,7 @@ class _Stage:
         whole = sum(group.width for group in self.groups.values())
         saved = f"{1 - self._left(counts):.0%} of the {self.costs.unit}"
         told = f"{gone:,} of {whole:,} channels that can be, about {saved}"
-        return Attempt(model, share, (*rows, *self._refusals(counts)), told)
+        return Attempt(model, share, (*rows, *self._refusals(counts)), told, self.network.notes)
 
     def _row(
         self,
@@ -205,8 +205,11 @@ class _Stage:
         """The groups that keep all of their channels, and the channels that cannot go."""
         for name in self.groups:
             if name not in counts:
-                reason = self.stays.get(name, "others lose less for what they gain")
+                told = self.stays.get(name) or self.known.refused.get(name)
+                reason = told or "others lose less for what they gain"
                 yield PrunedLayer(name, "", TECHNIQUE, reason=reason)
+        for name, reason in self.network.refused.items():
+            yield PrunedLayer(name, "", TECHNIQUE, reason=reason)
         for frozen in self.network.analysis.frozen:
             node = frozen.value.producer()
             op = node.op_type if node is not None else ""

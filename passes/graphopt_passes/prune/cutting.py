@@ -16,7 +16,7 @@ from graphopt_passes.refit.solve import Fit
 def cut(network: Network, kept: Kept) -> Model:
     """The model without the units that are not kept, its layers fitted unless there is nothing to fit to."""
     final, run = network.model.clone(), network.task.new_run()
-    if network.task.options.refit:
+    if network.refits:
         fits = _fits(network, kept)
         for name, layer in layers_of(final).items():
             if name in fits:

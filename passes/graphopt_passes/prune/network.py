@@ -11,6 +11,7 @@ import numpy as np
 from graphopt import graph as g
 from graphopt_passes.axes import Analysis, Group, groups
 from graphopt_passes.prune.readers import Columns, unit_columns
+from graphopt_passes.refit.finite import nonfinite
 from graphopt_passes.refit.linear import Linear
 from graphopt_passes.refit.teacher import Teacher
 
@@ -29,6 +30,18 @@ class Network(Teacher):
     @cached_property
     def groups(self) -> dict[str, Group]:
         """The groups that may be narrower, by a name of their own."""
+        return {name: group for name, group in self._named.items() if name not in self.refused}
+
+    @cached_property
+    def refused(self) -> dict[str, str]:
+        """The other groups, and why they are left alone."""
+        reasons = {
+            name: nonfinite(member.value for member in group.members) for name, group in self._named.items()
+        }
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    @cached_property
+    def _named(self) -> dict[str, Group]:
         found: dict[str, Group] = {}
         for group in self.analysis.groups:
             name = group.name

@@ -29,10 +29,12 @@ class Orders:
     Attributes:
         orders: of their units.
         noises: at the outputs of the model, with half of a group's units gone.
+        refused: groups with half of which the model does not run, and why.
     """
 
     orders: Mapping[str, Order]
     noises: Mapping[str, float]
+    refused: Mapping[str, str]
 
     @classmethod
     def of(cls, network: Network) -> Orders:
@@ -48,9 +50,13 @@ class Orders:
                 group = network.groups[name]
                 found[name] = _order(network, group, pairs)
                 halves[name] = _half(network, group, found[name], pairs)
-        task = network.task
-        noises = sensitivities(task, lambda name: Draft(task, halves[name], frozenset()), list(halves))
-        return cls(found, noises)
+        task, refused = network.task, dict[str, str]()
+
+        def build(name: str) -> Draft:
+            return Draft(task, halves[name], frozenset())
+
+        noises = sensitivities(task, build, list(halves), refused.__setitem__)
+        return cls(found, noises, refused)
 
     def noise(self, name: str, gone: int) -> float:
         """The noise with so many units gone: in the proportion of what the readers lose."""
@@ -86,11 +92,11 @@ def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Pair
     """The model with half of a group's units without effect, its readers fitted to that."""
     kept = {group: order.kept(group.width - group.width // 2)}
     model, run = masked(network.model, kept), network.task.new_run()
-    if not network.task.options.refit:
+    if not network.refits:
         return model
     for name, layer in layers_of(model).items():
-        columns = network.columns(network.layers[name], kept)
-        if name in pairs and columns is not None:
+        columns = network.columns(network.layers[name], kept) if name in pairs else None
+        if columns is not None:
             layer.write(model, run, fit_kept(layer, pairs[name], columns))
     return model
 

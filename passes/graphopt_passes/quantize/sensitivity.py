@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from graphopt.errors import WorkerError
 from graphopt.precision import Task
 from graphopt.proof.accuracy import NEGLIGIBLE, Score
 from graphopt.proof.evaluation import HeldOut
@@ -17,16 +18,29 @@ from graphopt_passes.quantize.draft import Draft
 
 SAMPLES = 8
 MOST_SECONDS = 120.0
+UNUSABLE = 1e12
+"""The noise of what does not run: more than all others together."""
+
 _NOISE_OF_NOTHING = 1e-12
 
 
-def sensitivities(task: Task, build: Callable[[str], Draft], layers: Sequence[str]) -> dict[str, float]:
+def _ignored(name: str, reason: str) -> None:
+    pass
+
+
+def sensitivities(
+    task: Task,
+    build: Callable[[str], Draft],
+    layers: Sequence[str],
+    refuse: Callable[[str, str], None] = _ignored,
+) -> dict[str, float]:
     """Noise power over signal power by layer, on samples of the calibration if there is one.
 
     Args:
         task: what to work with.
         build: makes the draft with one layer on integers.
         layers: their names. Those that there was no time for get the median of the others.
+        refuse: told of each layer with which the model does not run, and why; it gets :data:`UNUSABLE`.
     """
     samples = task.division.calibration if task.division.calibration_count else task.division.evaluation
     judge = HeldOut(task.worker, task.float_path, samples, None, task.target, task.options.threads)
@@ -38,9 +52,15 @@ def sensitivities(task: Task, build: Callable[[str], Draft], layers: Sequence[st
         if time.monotonic() - start > MOST_SECONDS:
             break
         draft = build(name)
-        found[name] = noise(judge.score(draft.path))
-        draft.discard()
-    middle = sorted(found.values())[len(found) // 2] if found else 0.0
+        try:
+            found[name] = noise(judge.score(draft.path))
+        except WorkerError as error:
+            found[name] = UNUSABLE
+            refuse(name, f"the model does not run if it alone is changed: {error}")
+        finally:
+            draft.discard()
+    known = sorted(power for power in found.values() if power < UNUSABLE)
+    middle = known[len(known) // 2] if known else 0.0
     return {name: found.get(name, middle) for name in layers}
 
 
@@ -56,6 +76,8 @@ def decibels(power: float) -> float:
     return -10 * math.log10(power)
 
 
-def blame(power: float) -> str:
-    """Why a layer with this noise is on floats."""
-    return f"costs accuracy: {decibels(power):.1f} dB if it alone is int8"
+def blame(power: float, change: str = "is int8") -> str:
+    """Why a layer with this noise stays as it is."""
+    if power >= UNUSABLE:
+        return f"the model does not run if it alone {change}"
+    return f"costs accuracy: {decibels(power):.1f} dB if it alone {change}"

@@ -54,7 +54,7 @@ class Fit:
 
     def relative_error(self, sums: Sums) -> float:
         """The error of all channels beside what they vary: 1 for a layer that gives its means."""
-        return float(self.error(sums).sum() / max(variation(sums).sum(), np.finfo(np.float64).tiny))
+        return float(self.error(sums).sum() / max(variation(sums).sum(), np.finfo(np.float32).tiny))
 
 
 def variation(sums: Sums) -> Doubles:

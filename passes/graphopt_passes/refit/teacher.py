@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt.activations import Collector
 from graphopt.model import Model
@@ -21,9 +22,10 @@ from graphopt.runtime.pairs import Pairs
 from graphopt.samples.batches import batched
 from graphopt.samples.sampling import Sample
 from graphopt.samples.shelf import shelved
+from graphopt_passes.refit.finite import nonfinite
 from graphopt_passes.refit.kept import Kept, fit_kept
-from graphopt_passes.refit.linear import Linear, layers_of
-from graphopt_passes.refit.moments import moments
+from graphopt_passes.refit.linear import Linear, layers_of, linear_layers
+from graphopt_passes.refit.moments import HELD_EVERY, moments
 from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.waves import waves
 
@@ -58,8 +60,13 @@ class Teacher:
 
     @cached_property
     def layers(self) -> dict[str, Linear]:
-        """All its layers that multiply with a constant, by name."""
-        return layers_of(self.model)
+        """All its layers that multiply with a constant and can be fitted, by name."""
+        return {one.name: one for one in self.found if isinstance(one, Linear)}
+
+    @cached_property
+    def found(self) -> Sequence[Linear | tuple[ir.Node, str]]:
+        """As :func:`.linear_layers`; constants of NaN or infinity are a reason, too."""
+        return [_finite(one) for one in linear_layers(self.model)]
 
     @cached_property
     def samples(self) -> Sequence[Sample]:
@@ -74,6 +81,20 @@ class Teacher:
         some = itertools.islice(self.task.division.calibration, None, None, max(-(-count // MOST_SAMPLES), 1))
         few = count < 8 * _BATCH  # whole batches are held out
         return shelved(batched(self.model.ir, some, 1 if few else _BATCH), self.task.worker.folder)
+
+    @cached_property
+    def refits(self) -> bool:
+        """Whether layers are fitted: a part of the samples has to judge what is fitted to the others."""
+        return self.task.options.refit and len(self.samples) >= HELD_EVERY
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Says so if there are samples, but too few to fit anything."""
+        if self.refits or not self.task.options.refit or self.task.options.data is None:
+            return ()
+        few = len(self.samples)
+        told = "what is left is not fitted to make up for what is removed: that takes at least"
+        return (f"{told} {HELD_EVERY} samples that calibrate, and there {'is' if few == 1 else 'are'} {few}",)
 
     def pairs(self, student: Model, layers: Iterable[Linear]) -> Iterator[tuple[Linear, Pairs]]:
         """Sums over what layers of a student read, and what they are to give.
@@ -127,3 +148,11 @@ class Teacher:
             fits[layer.name] = fit_kept(layer, pairs, np.arange(layer.columns) if kept is None else kept)
             layer.write(student, run, fits[layer.name])
         return fits
+
+
+def _finite(one: Linear | tuple[ir.Node, str]) -> Linear | tuple[ir.Node, str]:
+    """A layer, or the reason if a constant of it is not finite."""
+    if not isinstance(one, Linear):
+        return one
+    reason = nonfinite(value for value in one.node.inputs if value is not None)
+    return (one.node, reason) if reason else one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -11,7 +11,7 @@ from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.pruning import Amount
 from graphopt.report import PrunedLayer
-from graphopt_passes.refit.linear import LINEAR, Linear, linear_layers
+from graphopt_passes.refit.linear import LINEAR, Linear
 
 TECHNIQUE = "sparsity"
 
@@ -19,11 +19,20 @@ _WEIGHTED = (*LINEAR, "ConvTranspose", "LSTM", "GRU", "RNN", "Gather")
 _LEAST = 1 << 10  # numbers of a weight that is worth a word
 
 
-def candidates(model: Model, run: Run, amount: Amount) -> tuple[dict[str, Linear], list[PrunedLayer]]:
-    """The layers of a model that may be made sparse by name, and the rows of those that may not."""
+def candidates(
+    model: Model, found: Iterable[Linear | tuple[ir.Node, str]], run: Run, amount: Amount
+) -> tuple[dict[str, Linear], list[PrunedLayer]]:
+    """The layers of a model that may be made sparse by name, and the rows of those that may not.
+
+    Args:
+        model: only read.
+        found: its layers, as :func:`.linear_layers` has them.
+        run: knows what is to be kept.
+        amount: for its pattern.
+    """
     layers: dict[str, Linear] = {}
     refused = list(_others(model))
-    for one in linear_layers(model):
+    for one in found:
         if not isinstance(one, Linear):
             refused.append(PrunedLayer(g.output_name(one[0]), one[0].op_type, TECHNIQUE, reason=one[1]))
         else:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from graphopt.legacy import as_ir4
@@ -54,12 +54,15 @@ class Sparsifier:
         task: what to work on and with.
         amount: for its pattern.
         fitter: how layers are made sparse.
+        refused: the rows of what cannot become sparse.
+        stays: why other layers stay dense, by name.
     """
 
     task: Task
     amount: Amount
     fitter: Fitter
     refused: list[PrunedLayer] = field(default_factory=list)
+    stays: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -69,9 +72,15 @@ class Sparsifier:
     @cached_property
     def layers(self) -> dict[str, Linear]:
         """The layers that may become sparse, by name; those that may not are noted."""
-        found, refused = candidates(self.teacher.model, self.task.new_run(), self.amount)
+        teacher, run = self.teacher, self.task.new_run()
+        found, refused = candidates(teacher.model, teacher.found, run, self.amount)
         self.refused += refused
         return found
+
+    @cached_property
+    def _fitter(self) -> Fitter:
+        """How layers are made sparse with the samples that there are."""
+        return replace(self.fitter, refit=self.fitter.refit and self.teacher.refits)
 
     def make(self, share: float) -> Attempt:
         """Make so large a share of the weights zero, or more if single layers allow nothing else."""
@@ -105,12 +114,15 @@ class Sparsifier:
         errors, variants = {}, {}
         for name, found, variant in self._studied():
             errors[name], variants[name] = found, variant
-        noises = sensitivities(
-            self.task, lambda name: Draft(self.task, variants[name], frozenset()), list(errors)
-        )
+
+        def build(name: str) -> Draft:
+            return Draft(self.task, variants[name], frozenset())
+
+        noises = sensitivities(self.task, build, list(errors), self.stays.__setitem__)
         return {
             name: list(self._densities(errors[name], self.layers[name].size / self._total, noises[name]))
             for name in errors
+            if name not in self.stays
         }
 
     def _densities(self, errors: dict[float, float], size: float, noise: float) -> Iterator[Choice[float]]:
@@ -131,8 +143,8 @@ class Sparsifier:
         whole = self.teacher.model
         found = moments_or_rows(self.task.collector, whole, whole, self.layers.values(), samples)
         for layer, pairs in found:
-            errors = {} if self.amount.group else curve(self.fitter, layer, pairs)
-            yield layer.name, errors, self._variant(layer.name, self.fitter.rough(layer, pairs, pattern))
+            errors = {} if self.amount.group else curve(self._fitter, layer, pairs)
+            yield layer.name, errors, self._variant(layer.name, self._fitter.rough(layer, pairs, pattern))
 
     @property
     def _reference(self) -> Pattern:
@@ -150,7 +162,7 @@ class Sparsifier:
         self, student: Model, run: Run, patterns: Mapping[str, Pattern]
     ) -> Iterator[tuple[str, Sparse]]:
         """Fit a student's layers in place; those that were made sparse, or fitted to make up for others."""
-        layers = layers_of(student)
+        layers = {name: one for name, one in layers_of(student).items() if name in self.teacher.layers}
         if not self.teacher.samples:
             for name, pattern in patterns.items():
                 sparse = unfitted(layers[name], pattern)
@@ -160,9 +172,9 @@ class Sparsifier:
         first = min(list(layers).index(name) for name in patterns)
         behind = list(layers.values())[first:]
         free = [layer for layer in behind if not run.keeps(layer.node)]
-        todo = [layer for layer in free if self.fitter.refit or layer.name in patterns]
+        todo = [layer for layer in free if self._fitter.refit or layer.name in patterns]
         for layer, pairs in self.teacher.in_order(student, todo, moments_or_rows):
-            sparse = self.fitter.sparse(layer, pairs, patterns.get(layer.name))
+            sparse = self._fitter.sparse(layer, pairs, patterns.get(layer.name))
             layer.write(student, run, sparse.fit)
             yield layer.name, sparse
 
@@ -176,7 +188,7 @@ class Sparsifier:
         share = zeros / self._total
         told = f"{share:.1%} of {self._total:,} weights in {len(patterns)} layers"
         told_gain = gain(self._compressed, compressed(model), self.task.options.target, self.amount)
-        notes = (told_gain, *run.journal.notes)
+        notes = (told_gain, *self.teacher.notes, *run.journal.notes)
         return Attempt(model, share, (*rows, *self.refused), told, notes)
 
     @cached_property
@@ -186,7 +198,8 @@ class Sparsifier:
     def _row(self, name: str, patterns: Mapping[str, Pattern], done: Mapping[str, Sparse]) -> PrunedLayer:
         layer, sparse = self.layers[name], done.get(name)
         if name not in patterns or sparse is None:
-            reason = "others lose less" if name in self._choices else "what it reads could not be seen"
+            unseen = "" if name in self._choices else "what it reads could not be seen"
+            reason = self.stays.get(name) or unseen or "others lose less"
             return PrunedLayer(name, layer.op, TECHNIQUE, numbers_before=layer.size, reason=reason)
         left = int((sparse.fit.rows != 0).sum())
         return PrunedLayer(

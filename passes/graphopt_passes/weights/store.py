@@ -15,7 +15,7 @@ from graphopt.precision import Outcome, Task
 from graphopt.report import LayerReport
 from graphopt_passes.halve.search import rank, smallest
 from graphopt_passes.quantize.draft import Draft
-from graphopt_passes.quantize.sensitivity import decibels, sensitivities
+from graphopt_passes.quantize.sensitivity import blame, sensitivities
 from graphopt_passes.weights.constants import summed_up
 from graphopt_passes.weights.judging import Verdict, judged, slower
 from graphopt_passes.weights.store_half import HALVES, RULE, Half, store
@@ -112,5 +112,5 @@ class _Search:
 
 def _costly(layer: LayerReport, penalty: float) -> LayerReport:
     """A weight that stays for the accuracy that storing it would cost."""
-    reason = f"costs accuracy: {decibels(penalty):.1f} dB if it alone is stored in half precision"
+    reason = blame(penalty, "is stored in half precision")
     return replace(layer, precision="float32", bytes_after=layer.bytes_before, reason=reason)
