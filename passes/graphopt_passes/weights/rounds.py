@@ -11,6 +11,7 @@ import numpy as np
 from graphopt.activations import Request
 from graphopt.model import Model
 from graphopt.precision import Task
+from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.moments import Gram
 from graphopt_passes.quantize.consumers import moments_of
 from graphopt_passes.quantize.fit import MOST_COLUMNS
@@ -20,10 +21,13 @@ from graphopt_passes.weights.blocks import FINE_CLIPS, WHOLE, Blocked, nearest, 
 from graphopt_passes.weights.fitting import fitted
 from graphopt_passes.weights.forms import Packed
 from graphopt_passes.weights.half_quadratic import half_quadratic
+from graphopt_passes.weights.in_order import fitted_in_order
 from graphopt_passes.weights.places import Place, places
 
 BLOCKS = {4: 32, 8: 128}
 """Bits → numbers of a block unless the user says: smaller blocks cost memory and serve only few levels."""
+
+_DAMP = 0.1  # of moments: less of it fits the samples better, and others worse
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,12 @@ class Rounder:
         run = self.task.new_run()
         found = {place.name: place for place in places(self.model, run) if place.name in bits}
         if method == "gptq":
+            for name, weight in self._in_order(found, bits):
+                del found[name]
+                yield name, Packed.of(weight, "gptq", run.spill)
             for place, moments in self._moments(found):
                 try:
-                    weight = self._fit(place, moments, bits[place.name])
+                    weight = self._fit(place, place.rows(), moments.products[0], bits[place.name])
                 except ValueError:  # NaN or infinity: left to what needs no samples, which says so
                     continue
                 del found[place.name]
@@ -85,10 +92,20 @@ class Rounder:
         other = half_quadratic(rows, bits, block, symmetric=plain.grid.symmetric)
         return (other, "hqq") if _error(rows, other) < _error(rows, plain) else (plain, "nearest")
 
-    def _fit(self, place: Place, moments: Gram, bits: int) -> Blocked:
-        rows, block = place.rows(), self._block(place, bits)
+    def _in_order(self, found: Mapping[str, Place], bits: Mapping[str, int]) -> Iterator[tuple[str, Blocked]]:
+        """The weights that one layer reads, each fitted to what the rounded layers before it give."""
+
+        def fit(name: str, rows: Array, moments: Doubles) -> Blocked:
+            return self._fit(found[name], rows, moments, bits[name])
+
+        fits = {name: fit for name, place in found.items() if _request(place) is not None}
+        run, collector = self.task.new_run(), self.task.collector
+        return fitted_in_order(self.model, run, collector, self.shares.fitting, fits)
+
+    def _fit(self, place: Place, rows: Array, moments: Doubles, bits: int) -> Blocked:
+        block = self._block(place, bits)
         symmetric = self.symmetric or not prefers_zeros(rows, bits, block)
-        return fitted(rows, moments.products[0], bits, block, symmetric=symmetric)
+        return fitted(rows, moments, bits, block, symmetric=symmetric, damp=_DAMP)
 
     def _moments(self, found: Mapping[str, Place]) -> Iterator[tuple[Place, Gram]]:
         """The second moments of what each weight is multiplied with, a few at a time."""

@@ -1,0 +1,86 @@
+"""Layers fitted one after the other, each to what the rounded layers before it give.
+
+Fitted all at once, each layer is right for inputs that the result never sees, and errors add up. In the order
+of the graph, with the input x̂ of the model that is rounded so far and the output y of the float model,
+
+    W* = W + (Σ(y − W·x̂)·x̂ᵀ)·(Σ x̂·x̂ᵀ + λI)⁻¹
+
+makes up for the layers before (the asymmetric objective of AdaRound, Nagel et al. 2020, eq. 25, solved
+before rounding), and is what blocks of integers are then fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from graphopt import graph as g
+from graphopt.activations import Collector
+from graphopt.model import Model
+from graphopt.pipeline import Run
+from graphopt.runtime.accumulators import Array, Doubles
+from graphopt.runtime.pairs import Sums
+from graphopt.samples.sampling import Sample
+from graphopt_passes.quantize.rounding import damped
+from graphopt_passes.refit.linear import Linear, layers_of
+from graphopt_passes.refit.moments import MOST_COLUMNS, moments
+from graphopt_passes.refit.solve import Fit
+from graphopt_passes.refit.waves import waves
+from graphopt_passes.weights.blocks import Blocked
+
+RIDGE = 0.1  # λ as a part of the mean of the diagonal: samples do not show everything
+Rounding = Callable[[str, Array, Doubles], Blocked]
+
+
+def fitted_in_order(
+    model: Model, run: Run, collector: Collector, samples: Sequence[Sample], fits: Mapping[str, Rounding]
+) -> Iterator[tuple[str, Blocked]]:
+    """The weights of the layers that read no more than 3,072 columns, each as soon as it is rounded.
+
+    Args:
+        model: the float model, not changed.
+        run: its record.
+        collector: bounds the memory.
+        samples: are run once for each layer, or for some that do not read from each other.
+        fits: what rounds a weight, by its name: from the name, rows [channels, columns] and moments; it
+            raises ``ValueError`` for one that cannot be rounded, which then stays as it is.
+
+    Raises:
+        DataError: a sample does not fit, or there is none.
+    """
+    student = model.clone()
+    names = {name: weight for name, layer in layers_of(student).items() if (weight := _weight(layer)) in fits}
+    layers = [layer for name, layer in layers_of(student).items() if name in names and _is_small(layer)]
+    for wave in waves(student, layers):
+        for layer, pairs in list(moments(collector, model, student, wave, samples)):
+            sums, name = pairs.fit + pairs.held, names[layer.name]
+            try:
+                found = fits[name](name, made_up(layer.fit(), sums), sums.xx[0])
+            except ValueError:
+                continue
+            layer.write(student, run, Fit(found.real()[None].astype(np.float64), layer.fit().bias))
+            yield name, found
+
+
+def made_up(layer: Fit, sums: Sums) -> Doubles:
+    """W*, float64 [channels, columns], of a layer with one group; rows with zeros stay as they are, for these
+    may have been pruned.
+
+    Args:
+        layer: W and b of the float model.
+        sums: over pairs of the layer's input in the rounded model and its output in the float model.
+    """
+    rows, bias = layer.rows[0], layer.bias[0]
+    missing = sums.xy[0] - np.outer(sums.x[0], bias) - sums.xx[0] @ rows.T
+    found = rows + np.linalg.solve(damped(sums.xx[0], RIDGE), missing).T
+    return np.asarray(np.where((rows == 0).any(axis=1, keepdims=True), rows, found), np.float64)
+
+
+def _weight(layer: Linear) -> str:
+    value = layer.node.inputs[1]
+    return (value.name or "") if value is not None else ""
+
+
+def _is_small(layer: Linear) -> bool:
+    return layer.groups == 1 and layer.columns <= MOST_COLUMNS and not g.attribute(layer.node, "transA", 0)
