@@ -149,7 +149,7 @@ def test_a_block_computes_the_same(worker: Worker, kind: str) -> None:
 
 
 CONSTANTS = """<float[4] s = {1,1,1,90}, float[4] b = {0,0,0,0},
-    int64[2] k = {4,4}, float[4,4] w = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2},
+    float[4,1] each = {1,2,3,4}, int64[2] k = {4,4}, float[4,4] w = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2},
     float[4,4] u = {1,2,3,4,4,3,2,1,2,3,4,1,3,4,1,2}>"""
 
 
@@ -230,6 +230,7 @@ def quantized(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarra
         ("m = Mul(x, s) n = Mul(m, m) h = Add(n, b) y = MatMul(h, w)", "scales with two of its operands"),
         ("m = Mul(x, s) d = Div(b, m) p = MatMul(m, u) y = Add(p, d)", "divides by 'm'"),
         ("m = Mul(x, x) h = Add(m, b) y = MatMul(h, w)", "'x' is a graph input"),
+        ("m = Mul(x, s) h = Add(m, each) y = MatMul(h, w)", "'each' has no numbers of its own"),
         ("h = LayerNormalization(x, s, b) y = Gemm(h, w) z = Exp(h)", "Exp making 'z' does not scale"),
         ("m = LayerNormalization(x, s, b) h = Transpose(m) y = MatMul(h, w)", "does not normalize"),
     ],

@@ -23,6 +23,7 @@ from graphopt_passes.axes.site import Site
 from graphopt_passes.axes.space import Owner, Port, Space, freeze, side
 from graphopt_passes.quantize.layers import LINEAR, Layer, replace_constant
 from graphopt_passes.quantize.scaled import Scaled, require
+from graphopt_passes.quantize.scheme import Array
 
 Doubles = NDArray[np.float64]
 Units = NDArray[np.int64]
@@ -61,15 +62,10 @@ class Constant:
     units: Units
     behind: int
 
-    def array(self) -> Doubles:
-        """Its numbers."""
-        found = g.array(self.port.value)
-        assert found is not None
-        return found.astype(np.float64)
-
     def sizes(self, width: int) -> Doubles:
         """The largest of its absolute numbers by factor, [width]."""
-        spread = np.broadcast_to(np.abs(self.array()), np.broadcast_shapes(self.array().shape, self._shape))
+        numbers = np.abs(self._stored.astype(np.float64))
+        spread = np.broadcast_to(numbers, np.broadcast_shapes(numbers.shape, self._shape))
         flat = np.moveaxis(spread, -1 - self.behind, 0).reshape(len(self.units), -1).max(axis=1)
         return largest(flat, self.units, width)
 
@@ -77,11 +73,14 @@ class Constant:
         """Divide its numbers; it gets the axis if it had none."""
         by = np.append(factor, 1.0)[self.units].reshape(self._shape)
         if (by != 1).any():
-            old = self.port.value.const_value
-            dtype = g.array(self.port.value).dtype if old is None else old.dtype.numpy()  # type: ignore[union-attr]
-            replace_constant(
-                model, run, self.port.node, self.port.index, np.asarray(self.array() / by).astype(dtype)
-            )
+            divided = (self._stored / by).astype(self._stored.dtype)
+            replace_constant(model, run, self.port.node, self.port.index, divided)
+
+    @property
+    def _stored(self) -> Array:
+        found = g.array(self.port.value)
+        assert found is not None
+        return found
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -192,6 +191,15 @@ def _read(layer: Layer) -> ir.Value:
     return value
 
 
+def _require_own(port: Port, channels: int, behind: int) -> None:
+    """A constant that varies along other axes only would become many times as large."""
+    tensor = g.constant(port.value)
+    assert tensor is not None
+    shape = tensor.shape.numpy()
+    own = len(shape) > behind and shape[len(shape) - 1 - behind] == channels
+    require(own or tensor.size == 1, f"'{port.value.name}' has no numbers of its own for channels")
+
+
 class _Places:
     """The axis of the channels of each value, and the factor of each of its elements."""
 
@@ -228,6 +236,7 @@ class _Places:
         if g.is_op(node, "LayerNormalization", "RMSNormalization"):
             over = int(g.attribute(node, "axis", -1)) % rank
             require(axis >= over, f"{g.label(node)} does not normalize over the channels")
+        _require_own(port, len(units), rank - 1 - axis)
         return Constant(port, units, rank - 1 - axis)
 
     def _walk(self, node: ir.Node) -> None:
