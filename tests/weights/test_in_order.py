@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -71,8 +73,14 @@ def test_a_deep_stack_has_less_noise_than_fitted_all_at_once(monkeypatch: pytest
     data = [{"x": (RNG.standard_normal((32, 64)) @ mixing).astype(np.float32)} for _ in range(32)]
 
     def noise() -> float:
-        options = {"measure": False, "threads": 1, "max_drop": "90%", "rounding": "gptq", "data": data}
-        report = graphopt.optimize(model, precision="int4-weights", **options).report  # type: ignore[arg-type]
+        options: dict[str, Any] = {
+            "measure": False,
+            "threads": 1,
+            "max_drop": "90%",
+            "rounding": "gptq",
+            "data": data,
+        }
+        report = graphopt.optimize(model, precision="int4-weights", **options).report
         assert {layer.method for layer in report.layers} == {"gptq"}
         assert report.accuracy is not None and report.accuracy.after.sqnr_db is not None
         return report.accuracy.after.sqnr_db

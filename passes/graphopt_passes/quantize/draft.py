@@ -74,7 +74,7 @@ def profiles_of(task: Task, model: Model) -> list[Profile]:
     return [how(model, sample, budget_s=PROFILE_S) for sample in task.workloads]
 
 
-@dataclass
+@dataclass(eq=False)
 class Drafts:
     """Makes drafts of one float model.
 

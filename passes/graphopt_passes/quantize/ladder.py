@@ -7,7 +7,7 @@ after layer. Samples of the calibration decide, to which no weight was fitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from graphopt.model import Model
@@ -45,6 +45,7 @@ class Ladder:
     nodes: Nodes
     gather: Gather
     ranges: Callable[[Model, Gather], Mapping[str, Range]]
+    _noises: dict[Drafts, float] = field(default_factory=dict)
 
     def climb(self, drafts: Drafts) -> Drafts:
         """The drafts after all steps that help."""
@@ -86,7 +87,9 @@ class Ladder:
         return min(tried, key=self._noise)
 
     def _noise(self, drafts: Drafts) -> float:
-        draft = drafts.build(self.nodes)
-        found = noise(self._chooser.score(draft.path))
-        draft.discard()
-        return found
+        """Measured once: each step starts from what the step before has compared."""
+        if drafts not in self._noises:
+            draft = drafts.build(self.nodes)
+            self._noises[drafts] = noise(self._chooser.score(draft.path))
+            draft.discard()
+        return self._noises[drafts]
