@@ -214,6 +214,8 @@ def test_only_those_that_cut_as_deep_are_compared():
 
 def test_contestants_that_failed_say_nothing():
     assert targets.table({"cnn": _facts("sparsity 50 %", {"why": "exit 2"})}) == ""
+    assert _verdict("sparsity 50 %", _entry(), wanda={"why": "exit 1"})[-1] == "no peer took part"
+    assert _verdict("sparsity 50 %", _entry())[-1] == "no peer took part"
     facts = _facts("sparsity 50 %", _entry(), wanda={"why": "exit 1"}, magnitude=_entry(70.0))
     assert targets.shown(facts["contestants"]) == [
         "fp32",

@@ -53,7 +53,9 @@ def line(task: str, cut: str, entries: dict[str, Facts]) -> list[str]:
         pair(drop(entry, entries), best_drop, ".2f", rivals),
         pair(decibels(entry), best_sqnr, ".1f", rivals),
         pair(min(speeds(entry)), fastest, ".2f", rivals),
-        word(closer and faster, deepest - depth(cut, entry, entries), rivals, equals),
+        word(closer and faster, deepest - depth(cut, entry, entries), rivals, equals)
+        if running(cut, entries)
+        else "no peer took part",
     ]
 
 
@@ -65,8 +67,12 @@ def as_deep(cut: str, entries: dict[str, Facts]) -> list[Facts]:
 
 def cutting(cut: str, entries: dict[str, Facts]) -> list[Facts]:
     """The peers' results that lack anything worth mentioning."""
-    found = [entries[name] for name in peers(cut) if runs(entries.get(name, {}))]
-    return [one for one in found if depth(cut, one, entries) > SHALLOWER]
+    return [one for one in running(cut, entries) if depth(cut, one, entries) > SHALLOWER]
+
+
+def running(cut: str, entries: dict[str, Facts]) -> list[Facts]:
+    """The peers' results that run."""
+    return [entries[name] for name in peers(cut) if runs(entries.get(name, {}))]
 
 
 def depth(cut: str, entry: Facts, entries: dict[str, Facts]) -> float:
