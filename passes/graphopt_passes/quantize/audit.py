@@ -17,7 +17,7 @@ from graphopt import graph as g
 from graphopt.proof.executed import ABSORBED, HEAVY, QUANTIZE, Executed
 from graphopt_passes.quantize.reasons import EQUAL_GRIDS, reason
 
-Kind = Literal["float", "useless", "weight"]
+Kind = Literal["float", "useless", "weight", "unasked"]
 
 _INTEGER_KERNELS = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 _MOVERS = EQUAL_GRIDS | {"NhwcMaxPool"}
@@ -26,18 +26,20 @@ _FREE_GRIDS = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "Where"}
 )
 _FUSIBLE = _FREE_GRIDS | EQUAL_GRIDS
+_ROUNDED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_UNASKED = "the runtime rounds its float weight to 8 bits, with one scale for all of it"
 _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One place where the model asks for integers in vain.
+    """One place where the model asks for integers in vain, or gets them where it asks for floats.
 
     Attributes:
         unit: the model's node, known by its first output's name; or a value, for ``useless``.
         kind: ``float``: a node between DQ and Q that computes on floats; ``useless``: a value that is
             quantized although floats are computed before and behind; ``weight``: a constant that is
-            dequantized in every run.
+            dequantized in every run; ``unasked``: a layer with a float weight that computes on integers.
         reason: why, in words.
     """
 
@@ -86,6 +88,7 @@ class _Auditor:
         floats = dict.fromkeys(unit for node in self._nodes if self._asks(node) for unit in self._of(node))
         problems = [Problem(unit, "float", reason(self._units[unit], self._opset)) for unit in floats]
         problems += self._useless(floats)
+        problems += [Problem(unit, "unasked", _UNASKED) for unit in sorted(fused) if self._wants_floats(unit)]
         weight_only, surviving = self._constants(floats)
         name = self._executed.float_name
         found = [replace(problem, unit=name(problem.unit)) for problem in (*problems, *surviving)]
@@ -135,6 +138,12 @@ class _Auditor:
         return all(map(self._dequantized, operands)) and any(
             reader.op_type == "QuantizeLinear" for value in node.outputs for reader in self._readers(value)
         )
+
+    def _wants_floats(self, unit: str) -> bool:
+        """Whether a unit is a layer whose weight is a float constant."""
+        node = self._units[unit]
+        weight = g.constant(node.inputs[1]) if g.is_op(node, *_ROUNDED) else None
+        return weight is not None and weight.dtype is ir.DataType.FLOAT
 
     def _useless(self, floats: dict[str, None]) -> Iterator[Problem]:
         """Values that are quantized and read by nobody as integers, or dequantized only to be quantized."""

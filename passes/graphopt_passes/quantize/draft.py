@@ -20,6 +20,7 @@ from graphopt_passes.quantize.audit import Audit, audit
 from graphopt_passes.quantize.fit import nearest
 from graphopt_passes.quantize.fusable import STYLES
 from graphopt_passes.quantize.insert_qdq import drop_unused, insert_qdq
+from graphopt_passes.quantize.keep_floats import keep_floats
 from graphopt_passes.quantize.placement import Placement, consistent
 from graphopt_passes.quantize.ranges import Range
 from graphopt_passes.quantize.scheme import Grid, IntegerWeight, Scheme
@@ -114,6 +115,8 @@ class Drafts:
         self.plain.update(nearest(placement, rest, self.bits).weights)
         scheme = Scheme(chosen, self.grids, {**self.plain, **self.weights}, self.biases)
         insert_qdq(model, run, placement, scheme, self.bits)
+        if STYLES[self.task.options.target].channel_steps:
+            keep_floats(model, run)
         drop_unused(model)
         return Draft(self.task, model, chosen)
 

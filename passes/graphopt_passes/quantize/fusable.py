@@ -81,15 +81,20 @@ class Style:
         signed: activations are int8 rather than uint8.
         symmetric: their zero points are 0.
         integer_bias: biases are int32 rather than floats.
+        channel_steps: activations may be dequantized with one step per channel.
     """
 
     signed: bool
     symmetric: bool
     integer_bias: bool
+    channel_steps: bool
 
 
 # x64 kernels fuse uint8 everywhere, int8 only in chains; a Relu needs a zero point at the end of the range.
-STYLES: dict[str, Style] = {"cpu": Style(False, False, True), "tensorrt": Style(True, True, False)}
+STYLES: dict[str, Style] = {
+    "cpu": Style(False, False, True, True),
+    "tensorrt": Style(True, True, False, False),
+}
 """Target → style."""
 
 UNFIT = {
