@@ -9,7 +9,7 @@ written once per channel, or the same bias as a matrix of one row; neither chang
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -110,7 +110,7 @@ def _path(layer: ir.Node) -> Iterator[ir.Node]:
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
 
 
-def _channels(layer: ir.Node, shape: tuple[int, ...]) -> int:
+def _channels(layer: ir.Node, shape: Sequence[int]) -> int:
     """How many channels a layer reads."""
     if layer.op_type == "ConvTranspose":
         return shape[0]
