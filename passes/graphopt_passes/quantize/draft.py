@@ -24,6 +24,7 @@ from graphopt_passes.quantize.keep_floats import keep_floats
 from graphopt_passes.quantize.placement import Placement, consistent
 from graphopt_passes.quantize.ranges import Range
 from graphopt_passes.quantize.scheme import Grid, IntegerWeight, Scheme
+from graphopt_passes.quantize.spelled import Whole, assemble
 
 PROFILE_S = 1.0
 
@@ -85,6 +86,7 @@ class Drafts:
         ranges: value name → range.
         bits: of weights.
         smoothed: whether channels of the model were made more alike.
+        wholes: operators that the model spells out, see :mod:`.spelled`.
         weights, biases: of all drafts made from now on, see :class:`Scheme`.
         plain: weights rounded to nearest, for the rest; they are made when they are first needed.
     """
@@ -94,6 +96,7 @@ class Drafts:
     ranges: Mapping[str, Range]
     bits: int
     smoothed: bool = False
+    wholes: Mapping[str, Whole] = field(default_factory=dict)
     weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
     biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     plain: dict[str, IntegerWeight] = field(default_factory=dict)
@@ -111,6 +114,8 @@ class Drafts:
         run = self.task.new_run()
         placement = Placement(model, run)
         chosen = consistent(placement, [name for name in nodes if name in placement.parts])
+        if assemble(model, self.wholes, chosen):
+            placement = Placement(model, run)
         rest = [name for name in chosen if name not in self.weights and name not in self.plain]
         self.plain.update(nearest(placement, rest, self.bits).weights)
         scheme = Scheme(chosen, self.grids, {**self.plain, **self.weights}, self.biases)

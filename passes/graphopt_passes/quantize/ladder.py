@@ -68,7 +68,7 @@ class Ladder:
             return drafts
         gather = partial(self.task.collector.collect, model, samples=self.shares.fitting)
         ranges = self.ranges(model, gather)
-        smooth = Drafts(self.task, model, ranges, drafts.bits, smoothed=True)
+        smooth = Drafts(self.task, model, ranges, drafts.bits, smoothed=True, wholes=drafts.wholes)
         return smooth if self._noise(smooth) < _WORTH * self._noise(drafts) else drafts
 
     def _fitted(self, drafts: Drafts) -> Drafts:

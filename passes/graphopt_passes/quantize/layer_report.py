@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from graphopt_passes.quantize.dynamic import candidates
 from graphopt_passes.quantize.placement import Part, Placement
 from graphopt_passes.quantize.ranges import Range
 from graphopt_passes.quantize.sensitivity import decibels
+from graphopt_passes.quantize.spelled import Whole
 from graphopt_passes.quantize.timing import Timing
 
 
@@ -35,6 +36,7 @@ class Findings:
         timing: measured seconds; None if nothing was measured.
         audited: whether the runtime here is the target's, and tells what fuses.
         tables: nodes that look up rows of 8 bits.
+        wholes: operators that the parts spell out.
     """
 
     model: Model
@@ -46,6 +48,7 @@ class Findings:
     timing: Timing | None = None
     audited: bool = True
     tables: Collection[str] = ()
+    wholes: Mapping[str, Whole] = field(default_factory=dict)
 
     def describe(self, draft: Draft | None) -> tuple[LayerReport, ...]:
         """One report for each part and each node that could not be one; ``draft`` is the result, if any."""
@@ -56,7 +59,18 @@ class Findings:
             if name not in self.tables
         ]
         tables = [LayerReport(name, "Gather", "int8", method="nearest") for name in self.tables]
-        return (*parts, *self._dynamic(draft), *tables, *refused)
+        return tuple(self._whole((*parts, *self._dynamic(draft), *tables, *refused), draft))
+
+    def _whole(self, layers: Iterable[LayerReport], draft: Draft | None) -> Iterator[LayerReport]:
+        """The layers with one in the place of the pieces of an operator that is on floats as a whole."""
+        chosen = draft.nodes if draft is not None else ()
+        wholes = {name: whole for name, whole in self.wholes.items() if whole.stands(chosen)}
+        pieces = frozenset().union(*(whole.pieces for whole in wholes.values()))
+        for layer in layers:
+            if layer.name in wholes:
+                yield replace(layer, op=wholes[layer.name].op_type)
+            elif layer.name not in pieces:
+                yield layer
 
     def _dynamic(self, draft: Draft | None) -> Iterator[LayerReport]:
         """Nodes that only dynamic quantization knows."""

@@ -21,9 +21,9 @@ from graphopt.runtime.accumulators import Extent, Histogram
 from graphopt.runtime.cpu import cpu
 from graphopt_passes.exact.raise_opset import raised
 from graphopt_passes.quantize.calibrate import Gather, find_ranges
-from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share, profiles_of
+from graphopt_passes.quantize.draft import Draft, Drafts, layers_of, macs_share
 from graphopt_passes.quantize.frontier import Judged, Nodes, first_kept, miscompiled, nested
-from graphopt_passes.quantize.fusable import STYLES, UNFIT
+from graphopt_passes.quantize.fusable import KERNELS, STYLES, UNFIT
 from graphopt_passes.quantize.ladder import Ladder
 from graphopt_passes.quantize.layer_report import Findings
 from graphopt_passes.quantize.lookups import with_tables
@@ -33,6 +33,7 @@ from graphopt_passes.quantize.placement import Placement, consistent, saturates
 from graphopt_passes.quantize.ranges import Form, Range
 from graphopt_passes.quantize.recognize import recognize
 from graphopt_passes.quantize.sensitivity import blame, noise, sensitivities
+from graphopt_passes.quantize.spelled import spell
 from graphopt_passes.quantize.timing import Timing
 
 OPSET = 13
@@ -63,16 +64,17 @@ class _Search:
         if reason is not None:
             return Outcome(None, f"int8 needs opset {OPSET}, and {reason}")
         self.model = model
+        wholes = spell(model, self.task.new_run()) if "Mul" in KERNELS[self.task.options.target] else {}
         if (found := recognize(model.ir)) is not None:
             self.notes.append(str(found))
         placement = self.placement = Placement(model, self.task.new_run())
-        self.findings = Findings(model, placement, audited=self._audits)
+        self.findings = Findings(model, placement, audited=self._audits, wholes=wholes)
         if not layers_of(placement, placement.parts):
             return self._refuse("there is no layer with an integer kernel")
         ranges = self._ranges(model, self._gather)
         self.findings.statistics = self.calibration.statistics
         self._save()
-        self.drafts = Drafts(self.task, model, ranges, self._bits())
+        self.drafts = Drafts(self.task, model, ranges, self._bits(), wholes=wholes)
         chosen = self._audited(self._ready())
         if not chosen:
             return self._refuse("nothing fuses into integer kernels")
@@ -181,7 +183,7 @@ class _Search:
         """All parts, and what minimum cuts of the measured times choose of them."""
         timing = self.findings.timing = Timing(self.placement, self._elements())
         self.task.progress("measuring where integers pay")
-        timing.learn(profiles_of(self.task, self.model), frozenset())
+        timing.learn(self.drafts.build(()).profiles, frozenset())
         found: dict[Nodes, Draft] = {}
         for _ in range(_REFINEMENTS + 1):
             draft = self.drafts.build(chosen)
@@ -255,7 +257,7 @@ class _Search:
 
     def _dynamic_only(self) -> Outcome:
         """Where no static placement pays, dynamic quantization still may."""
-        found = with_dynamic(self.task, self.model, self.task.float_path, None)
+        found = with_dynamic(self.task, self.drafts.build(()).model, self.task.float_path, None)
         return self._finish(found) if found else self._refuse(self._slow)
 
     def _frontier(self, nodes: Nodes) -> list[Nodes]:
