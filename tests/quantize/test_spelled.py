@@ -79,6 +79,20 @@ def test_what_is_not_chosen_comes_back_as_it_was(operator: str, worker: Worker) 
     assert list(serialized(clone).graph.node) == list(before.graph.node)
 
 
+def test_what_was_scaled_stays_spelled_out(worker: Worker) -> None:
+    """Smoothing may write a factor per channel into the last product."""
+    proto = _between("HardSigmoid")
+    model = Model.of(proto)
+    run = Run(CPU, worker)
+    wholes = spell(model, run)
+    last = next(node for node in model.ir.graph if node.outputs[0].name == "h")
+    factors = np.linspace(0.1, 0.3, 8, dtype=np.float32).reshape(8, 1, 1)
+    last.replace_input_with(1, run.new_constant(model, last, factors, "factors"))
+    before = serialized(model)
+    assert not assemble(model, wholes, ())
+    assert serialized(model) == before
+
+
 def test_graphs_inside_and_outputs(worker: Worker) -> None:
     proto = weighted(
         """agraph (float[1,8,6,6] x, bool c) => (float[1,8,6,6] y, float[1,8,6,6] h) {

@@ -33,12 +33,14 @@ class Whole:
         op_type: HardSigmoid or HardSwish.
         attributes: of the node.
         pieces: first outputs of the nodes in its place.
+        numbers: their constants, in the order of :func:`_constants`.
     """
 
     name: str | None
     op_type: str
     attributes: tuple[ir.Attr, ...]
     pieces: frozenset[str]
+    numbers: tuple[float, ...]
 
     def stands(self, chosen: Collection[str]) -> bool:
         """Whether it may come back, since none of its pieces is chosen."""
@@ -58,8 +60,9 @@ def spell(model: Model, run: Run) -> dict[str, Whole]:
             continue
         name, attributes = y.name or "", tuple(node.attributes.values())
         last = _write(model, run, node, alpha, beta)
-        pieces = frozenset(map(g.output_name, _pieces(last)))
-        found[name] = Whole(node.name, node.op_type, attributes, pieces)
+        pieces = list(_pieces(last))
+        names = frozenset(map(g.output_name, pieces))
+        found[name] = Whole(node.name, node.op_type, attributes, names, _constants(pieces))
     return found
 
 
@@ -74,8 +77,11 @@ def assemble(model: Model, wholes: Mapping[str, Whole], chosen: Collection[str])
     done = False
     for node in list(g.nodes(model.ir)):
         whole = wholes.get(g.output_name(node))
-        if whole is not None and whole.stands(chosen):
-            _put_together(list(_pieces(node)), whole)
+        if whole is None or not whole.stands(chosen):
+            continue
+        pieces = list(_pieces(node))
+        if _constants(pieces) == whole.numbers:  # a scale may have moved into them
+            _put_together(pieces, whole)
             done = True
     return done
 
@@ -122,6 +128,12 @@ def _pieces(last: ir.Node) -> Iterator[ir.Node]:
             return
         inner = node.inputs[-1] if node.op_type == "Mul" and node is not last else node.inputs[0]
         node = inner.producer() if inner is not None else None
+
+
+def _constants(pieces: list[ir.Node]) -> tuple[float, ...]:
+    """The numbers that nodes read, from the last node to the first."""
+    found = [g.array(value) for piece in pieces for value in piece.inputs]
+    return tuple(float(number) for data in found if data is not None for number in data.reshape(-1))
 
 
 def _put_together(pieces: list[ir.Node], whole: Whole) -> None:
