@@ -155,7 +155,7 @@ class Executed:
     def _ends(self, node: ir.Node) -> list[ir.Node]:
         """The model's nodes that an executed node ends with: they make its outputs, or bear its name."""
         made = [self._makers[value.name] for value in node.outputs if value.name in self._makers]
-        if made or node.op_type in _REORDER or node.op_type in _LAYOUT:
+        if made or node.op_type in QUANTIZE or node.op_type in _REORDER or node.op_type in _LAYOUT:
             return list(dict.fromkeys(made))
         named = self._bearer(node.name or "")
         return [named] if named is not None else []
