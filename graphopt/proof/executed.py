@@ -182,9 +182,9 @@ class Executed:
         """The model's values that executed nodes give."""
         executed = list(self.nodes())
         given = {value.name for node in executed for value in node.outputs}
-        return frozenset(
-            given | {value.name for node in executed for end in self._ends(node) for value in end.outputs}
-        )
+        # A conversion that the runtime adds bears the name of what it is added to, and gives nothing of it.
+        ends = [end for node in executed if node.op_type not in QUANTIZE for end in self._ends(node)]
+        return frozenset(given | {value.name for end in ends for value in end.outputs})
 
 
 def named(model: Model) -> Model:

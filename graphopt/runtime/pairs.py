@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,6 +61,45 @@ class Sums:
         self.count += x.shape[1]
 
 
+class Shares(Protocol):
+    """Sums over two shares of the samples."""
+
+    @property
+    def fit(self) -> Sums:
+        """Over those that are fitted to."""
+
+    @property
+    def held(self) -> Sums:
+        """Over those that judge."""
+
+
+class Pairing(Protocol):
+    """How two arrays are read as pairs of rows, of which sums are taken."""
+
+    @property
+    def groups(self) -> int:
+        """Of rows: those of a Conv, or the directions of a recurrent layer."""
+
+    @property
+    def columns(self) -> int:
+        """Length of the rows that are read."""
+
+    @property
+    def channels(self) -> int:
+        """Length of the rows that are given, all groups together."""
+
+    @property
+    def held_every(self) -> int:
+        """Every so many-th array only judges what is fitted to the others; 0: none does."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+
+    def read(self, x: Array, y: Array, turn: int) -> tuple[Array, Array]:
+        """Rows [groups, n, columns] and [groups, n, channels/groups]; see :meth:`Reading.read`."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """How rows that a layer reads are paired with what is given at the same positions.
@@ -76,6 +115,16 @@ class Reading:
     channels: int
     axis: int
     held_every: int = 0
+
+    @property
+    def groups(self) -> int:
+        """See :class:`Pairing`."""
+        return self.moments.groups
+
+    @property
+    def columns(self) -> int:
+        """See :class:`Pairing`."""
+        return self.moments.columns
 
     def read(self, x: Array, y: Array, turn: int) -> tuple[Array, Array]:
         """Rows [groups, n, columns] and [groups, n, channels/groups] of the same positions.
@@ -93,11 +142,6 @@ class Reading:
             total = part.sum(axis=1, dtype=np.float64)
             check_finite(total, total)
         return rows, results
-
-    def share(self, turn: int) -> int:
-        """Where the pair of this number goes: 0 to what is fitted to, 1 to what judges."""
-        every = self.held_every
-        return 1 if every and turn % every == every - 1 else 0
 
     def _results(self, y: Array, picked: Array) -> Array:
         by_channel = channels(y, self.axis)
@@ -119,9 +163,19 @@ class Paired(Reading):
     @property
     def nbytes(self) -> int:
         """Bytes of its sums."""
-        columns, groups = self.moments.columns, self.moments.groups
-        numbers = columns * (columns * groups + self.channels)
-        return 8 * numbers * (2 if self.held_every else 1)
+        return sums_bytes(self)
+
+
+def sums_bytes(kind: Pairing) -> int:
+    """Bytes of the sums of a kind."""
+    numbers = kind.columns * (kind.columns * kind.groups + kind.channels)
+    return 8 * numbers * (2 if kind.held_every else 1)
+
+
+def _share(kind: Pairing, turn: int) -> int:
+    """Where the pair of this number goes: 0 to what is fitted to, 1 to what judges."""
+    every = kind.held_every
+    return 1 if every and turn % every == every - 1 else 0
 
 
 @dataclass
@@ -135,7 +189,7 @@ class Pairs:
         fit, held: sums over those that are fitted to, and those that judge.
     """
 
-    kind: Paired
+    kind: Pairing
     count: int = 0
     arrays: int = 0
     _sums: list[Sums] = field(default_factory=list)
@@ -150,7 +204,7 @@ class Pairs:
         if not x.size:
             return
         rows, results = self.kind.read(x, y, self.arrays)
-        share = self.kind.share(self.arrays)
+        share = _share(self.kind, self.arrays)
         self.arrays += 1
         self.count += rows.shape[1]
         self._waiting[share].append((rows, results))
@@ -188,11 +242,10 @@ class Pairs:
             self._waiting[share] = []
 
     def _empty(self) -> Iterator[Sums]:
-        moments = self.kind.moments
+        kind = self.kind
         for share in range(2):
-            used = share == 0 or self.kind.held_every
-            columns = moments.columns if used else 0
-            yield Sums.zeros(moments.groups, columns, self.kind.channels // moments.groups)
+            columns = kind.columns if share == 0 or kind.held_every else 0
+            yield Sums.zeros(kind.groups, columns, kind.channels // kind.groups)
 
     def __getstate__(self) -> dict[str, Any]:
         self._all()
@@ -237,7 +290,7 @@ class RowPairs:
         if not x.size:
             return
         pair = self.kind.read(x, y, self.arrays)
-        share = self.kind.share(self.arrays)
+        share = _share(self.kind, self.arrays)
         self.arrays += 1
         room = self.kind.most - self.count
         kept = [np.asarray(part[0, :room], np.float32) for part in pair]

@@ -109,10 +109,35 @@ def test_graphs_inside_and_outputs(worker: Worker) -> None:
             np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
     assert assemble(model, wholes, ())
     assert serialized(model).graph.node == before.graph.node
+    assert not assemble(model, wholes, ())
+    assert serialized(model).graph.node == before.graph.node
+
+
+def test_branches_with_values_of_one_name_are_left_alone(worker: Worker) -> None:
+    proto = weighted(
+        """agraph (float[1,8,6,6] x, bool c) => (float[1,8,6,6] y) {
+        y = If(c) <then_branch = agraph () => (float[1,8,6,6] t) { t = HardSigmoid<alpha = 0.1>(x) },
+        else_branch = agraph () => (float[1,8,6,6] t) { t = HardSigmoid<alpha = 0.3>(x) }> }"""
+    )
+    assert serialized(_spelled(proto, worker)).graph.node == serialized(Model.of(proto)).graph.node
+
+
+def test_what_is_on_floats_is_reported_as_one_operator() -> None:
+    proto = weighted(
+        """agraph (float[1,8,6,6] x) => (float[1,8,6,6] y) {
+        c = Conv<pads = [1,1,1,1]>(x, w)  t = Tanh(c)  h = HardSwish(t)  s = Sin(h)
+        y = Conv<pads = [1,1,1,1]>(s, w) }""",
+        w=(8, 8, 3, 3),
+    )
+    data = [feeds_of(proto, seed) for seed in range(8)]
+    result = optimize(proto, data=data, precision="int8", measure=False, threads=1)
+    assert [node.op_type for node in serialized(result.model).graph.node].count("HardSwish") == 1
+    rows = [(row.name, row.op, row.precision) for row in result.report.layers]
+    assert ("h", "HardSwish", "float32") in rows and not [row for row in rows if row[1] in ("Mul", "Add")]
 
 
 def test_what_is_kept_and_what_has_no_pieces(worker: Worker) -> None:
-    for operator in ("HardSigmoid<alpha = -0.2>", "HardSigmoid<beta = -0.5>"):
+    for operator in ("HardSigmoid<alpha = -0.2>", "HardSigmoid<beta = -0.5>", "HardSigmoid<alpha = 1e-39>"):
         proto = _between(operator)
         assert serialized(_spelled(proto, worker)).graph.node == serialized(Model.of(proto)).graph.node
     kept = _spelled(_between("HardSwish"), worker, keep=frozenset({"HardSwish"}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from graphopt.model import Model
 from graphopt_passes.axes import groups, masked, shrink
 from graphopt_passes.prune.network import Kept, Network
-from graphopt_passes.refit.linear import layers_of
+from graphopt_passes.refit.recurrent import fittable
 from graphopt_passes.refit.solve import Fit
 
 
@@ -18,7 +18,7 @@ def cut(network: Network, kept: Kept) -> Model:
     final, run = network.model.clone(), network.task.new_run()
     if network.refits:
         fits = _fits(network, kept)
-        for name, layer in layers_of(final).items():
+        for name, layer in fittable(final).items():
             if name in fits:
                 layer.write(final, run, fits[name])
     again = groups(final, network.task.options.keep).groups
@@ -29,6 +29,6 @@ def cut(network: Network, kept: Kept) -> Model:
 def _fits(network: Network, kept: Kept) -> dict[str, Fit]:
     """Weights for what layers read now; zero where they read nothing more."""
     student, run = masked(network.model, kept), network.task.new_run()
-    columns = {name: network.columns(layer, kept) for name, layer in network.layers.items()}
+    columns = {name: network.columns(layer, kept) for name, layer in network.fitted.items()}
     narrower = {name: some for name, some in columns.items() if some is not None}
     return network.fit_behind(student, run, narrower)

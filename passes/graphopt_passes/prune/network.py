@@ -12,7 +12,7 @@ from graphopt import graph as g
 from graphopt_passes.axes import Analysis, Group, groups
 from graphopt_passes.prune.readers import Columns, unit_columns
 from graphopt_passes.refit.finite import nonfinite
-from graphopt_passes.refit.linear import Linear
+from graphopt_passes.refit.recurrent import Layer, recurrent_layers
 from graphopt_passes.refit.teacher import Teacher
 
 Kept = Mapping[Group, Columns]  # units that stay; other groups keep all
@@ -50,13 +50,23 @@ class Network(Teacher):
             found[name] = group
         return found
 
-    def read_by(self, group: Group) -> list[Linear]:
+    @cached_property
+    def fitted(self) -> Mapping[str, Layer]:
+        """The layers, and those that are recurrent and can be fitted, by name."""
+        found: dict[str, Layer] = dict(self.layers)
+        for layer in recurrent_layers(self.model):
+            if not nonfinite(value for value in layer.node.inputs if value is not None):
+                found[layer.name] = layer
+        return found
+
+    def read_by(self, group: Group) -> list[Layer]:
         """The layers whose weight sums over a group."""
         ports = [member.port for member in group.consumers if member.port is not None]
-        names = [g.output_name(port.node) for port in ports if port.index == 1]
-        return [self.layers[name] for name in names if name in self.layers]
+        names = dict.fromkeys(g.output_name(port.node) for port in ports)
+        found = [self.fitted[name] for name in names if name in self.fitted]
+        return [layer for layer in found if unit_columns(group, layer).size]
 
-    def columns(self, layer: Linear, kept: Kept) -> Columns | None:
+    def columns(self, layer: Layer, kept: Kept) -> Columns | None:
         """The columns that a layer still reads; None if that is all of them."""
         gone = [
             unit_columns(group, layer)[np.setdiff1d(np.arange(group.width), units)].reshape(-1)

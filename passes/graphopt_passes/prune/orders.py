@@ -10,7 +10,7 @@ import numpy as np
 from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.runtime.accumulators import Doubles
-from graphopt.runtime.pairs import Pairs
+from graphopt.runtime.pairs import Shares
 from graphopt_passes.axes import Group, masked
 from graphopt_passes.prune.network import Network
 from graphopt_passes.prune.readers import Reader, readers
@@ -18,7 +18,7 @@ from graphopt_passes.prune.selection import Order, ordered
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.refit.kept import fit_kept
-from graphopt_passes.refit.linear import layers_of
+from graphopt_passes.refit.recurrent import fittable
 from graphopt_passes.refit.teacher import MOST_COLUMNS
 
 
@@ -79,7 +79,7 @@ def _batches(network: Network) -> Iterator[list[str]]:
         yield batch
 
 
-def _order(network: Network, group: Group, pairs: Mapping[str, Pairs]) -> Order:
+def _order(network: Network, group: Group, pairs: Mapping[str, Shares]) -> Order:
     found: list[Reader] = []
     for layer in network.read_by(group):
         known = pairs.get(layer.name)
@@ -88,14 +88,14 @@ def _order(network: Network, group: Group, pairs: Mapping[str, Pairs]) -> Order:
     return ordered(found, _norms(group, select), select)
 
 
-def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Pairs]) -> Model:
+def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Shares]) -> Model:
     """The model with half of a group's units without effect, its readers fitted to that."""
     kept = {group: order.kept(group.width - group.width // 2)}
     model, run = masked(network.model, kept), network.task.new_run()
     if not network.refits:
         return model
-    for name, layer in layers_of(model).items():
-        columns = network.columns(network.layers[name], kept) if name in pairs else None
+    for name, layer in fittable(model).items():
+        columns = network.columns(network.fitted[name], kept) if name in pairs else None
         if columns is not None:
             layer.write(model, run, fit_kept(layer, pairs[name], columns))
     return model

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.pairs import Sums
-from graphopt_passes.axes import Group, Member
-from graphopt_passes.refit.linear import Linear
+from graphopt_passes.axes import Group
+from graphopt_passes.refit.recurrent import Layer, Recurrent
 from graphopt_passes.refit.solve import variation
 
 _AT_ONCE = 256  # rows of a weight
@@ -104,7 +104,7 @@ class Blind:
     sizes: Doubles
 
     @classmethod
-    def of(cls, layer: Linear, columns: Columns) -> Blind:
+    def of(cls, layer: Layer, columns: Columns) -> Blind:
         """Of a layer whose units have these columns; its weight is read a part at a time."""
         rows, total = layer.rows(), np.zeros(layer.columns)
         for start in range(0, len(rows), _AT_ONCE):
@@ -128,7 +128,7 @@ class Blind:
         return np.diag(self.sizes)
 
 
-def readers(group: Group, layer: Linear, sums: Sums | None) -> Iterator[Reader]:
+def readers(group: Group, layer: Layer, sums: Sums | None) -> Iterator[Reader]:
     """The readers of a group that a layer is, one for each of its own groups.
 
     Args:
@@ -148,18 +148,25 @@ def readers(group: Group, layer: Linear, sums: Sums | None) -> Iterator[Reader]:
         yield Seen(rows, h + DAMP * scale * np.eye(layer.columns), energy, columns)
 
 
-def unit_columns(group: Group, layer: Linear) -> Columns:
-    """The columns of each unit, [width, columns of a unit]."""
-    units = np.repeat(member_of(group, layer).units, layer.kernel)
+def unit_columns(group: Group, layer: Layer) -> Columns:
+    """The columns of each unit, [width, columns of a unit]; no columns if the layer sums over none."""
+    units = _units(group, layer)
     order = np.argsort(units, kind="stable")
     inside = order[units[order] >= 0]
     return inside.reshape(group.width, -1)
 
 
-def member_of(group: Group, layer: Linear) -> Member:
-    """The axis of a layer's weight that holds a group's units."""
-    return next(
-        member
-        for member in group.consumers
-        if member.port is not None and member.port.node is layer.node and member.port.index == 1
-    )
+def _units(group: Group, layer: Layer) -> Columns:
+    """The unit that each column belongs to; -1 for others."""
+    if isinstance(layer, Recurrent):
+        parts = (_of_weight(group, layer, 1, layer.inputs), _of_weight(group, layer, 2, layer.hidden))
+        return np.concatenate(parts)
+    return np.repeat(_of_weight(group, layer, 1, layer.columns // layer.kernel), layer.kernel)
+
+
+def _of_weight(group: Group, layer: Layer, index: int, size: int) -> Columns:
+    """The same for one weight of a layer, by the place of it among the inputs."""
+    for member in group.consumers:
+        if member.port is not None and member.port.node is layer.node and member.port.index == index:
+            return member.units
+    return np.full(size, -1)

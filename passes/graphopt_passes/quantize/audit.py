@@ -86,14 +86,18 @@ class _Auditor:
     def run(self) -> Audit:
         fused = {unit for node in self._nodes if self._on_integers(node) for unit in self._all_of(node)}
         floats = dict.fromkeys(unit for node in self._nodes if self._asks(node) for unit in self._of(node))
+        rounded = {unit for unit in (*fused, *self._with_integers()) if self._wants_floats(unit)}
         problems = [Problem(unit, "float", reason(self._units[unit], self._opset)) for unit in floats]
+        problems = [problem for problem in problems if problem.unit not in rounded]
         problems += self._useless(floats)
-        problems += [Problem(unit, "unasked", _UNASKED) for unit in sorted(fused) if self._wants_floats(unit)]
+        problems += [Problem(unit, "unasked", _UNASKED) for unit in sorted(rounded)]
         weight_only, surviving = self._constants(floats)
         name = self._executed.float_name
         found = [replace(problem, unit=name(problem.unit)) for problem in (*problems, *surviving)]
         return Audit(
-            frozenset(map(name, fused)), tuple(dict.fromkeys(found)), frozenset(map(name, weight_only))
+            frozenset(map(name, fused)),
+            tuple(dict.fromkeys(found)),
+            frozenset(map(name, weight_only - rounded)),
         )
 
     def _of(self, node: ir.Node) -> tuple[str, ...]:
@@ -138,6 +142,12 @@ class _Auditor:
         return all(map(self._dequantized, operands)) and any(
             reader.op_type == "QuantizeLinear" for value in node.outputs for reader in self._readers(value)
         )
+
+    def _with_integers(self) -> Iterator[str]:
+        """Units whose weights are dequantized."""
+        for node in self._nodes:
+            if len(node.inputs) > 1 and self._dequantized(node.inputs[1]):
+                yield from self._of(node)
 
     def _wants_floats(self, unit: str) -> bool:
         """Whether a unit is a layer whose weight is a float constant."""

@@ -119,9 +119,9 @@ class Drafts:
         rest = [name for name in chosen if name not in self.weights and name not in self.plain]
         self.plain.update(nearest(placement, rest, self.bits).weights)
         scheme = Scheme(chosen, self.grids, {**self.plain, **self.weights}, self.biases)
-        insert_qdq(model, run, placement, scheme, self.bits)
+        integers = insert_qdq(model, run, placement, scheme, self.bits)
         if STYLES[self.task.options.target].channel_steps:
-            keep_floats(model, run)
+            keep_floats(model, run, integers)
         drop_unused(model)
         return Draft(self.task, model, chosen)
 

@@ -92,8 +92,8 @@ class Style:
 
 # x64 kernels fuse uint8 everywhere, int8 only in chains; a Relu needs a zero point at the end of the range.
 STYLES: dict[str, Style] = {
-    "cpu": Style(False, False, True, True),
-    "tensorrt": Style(True, True, False, False),
+    "cpu": Style(signed=False, symmetric=False, integer_bias=True, channel_steps=True),
+    "tensorrt": Style(signed=True, symmetric=True, integer_bias=False, channel_steps=False),
 }
 """Target → style."""
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 RULE = "insert-qdq"
 
 
-def insert_qdq(model: Model, run: Run, placement: Placement, scheme: Scheme, bits: int = 8) -> None:
+def insert_qdq(
+    model: Model, run: Run, placement: Placement, scheme: Scheme, bits: int = 8
+) -> frozenset[ir.Value]:
     """Change the model in place.
 
     Args:
@@ -37,8 +39,13 @@ def insert_qdq(model: Model, run: Run, placement: Placement, scheme: Scheme, bit
         placement: the parts of this very model object.
         scheme: which of them to choose; every activation of theirs needs a grid.
         bits: of weights that the scheme does not hold.
+
+    Returns:
+        The integers of activations.
     """
-    _Writer(model, run, placement, scheme, bits).write()
+    writer = _Writer(model, run, placement, scheme, bits)
+    writer.write()
+    return frozenset(writer.integers.values())
 
 
 @dataclass

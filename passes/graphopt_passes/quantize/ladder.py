@@ -23,6 +23,7 @@ from graphopt_passes.quantize.sensitivity import noise
 from graphopt_passes.quantize.sequential import corrected
 from graphopt_passes.quantize.shares import Shares
 from graphopt_passes.quantize.smoothing import smoothed
+from graphopt_passes.quantize.spelled import assemble
 
 # Samples for the means of outputs.
 MEANS = 32
@@ -63,7 +64,9 @@ class Ladder:
     def _smoothed(self, drafts: Drafts) -> Drafts:
         """Drafts of an equal float model whose channels are more alike."""
         self.task.progress("smoothing channels")
-        model = smoothed(drafts.model, self.task.new_run(), self.gather)
+        base = drafts.model.clone()
+        assemble(base, drafts.wholes, self.nodes)  # a factor within would keep what is on floats in pieces
+        model = smoothed(base, self.task.new_run(), self.gather)
         if model is None:
             return drafts
         gather = partial(self.task.collector.collect, model, samples=self.shares.fitting)

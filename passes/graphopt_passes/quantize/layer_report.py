@@ -63,8 +63,12 @@ class Findings:
 
     def _whole(self, layers: Iterable[LayerReport], draft: Draft | None) -> Iterator[LayerReport]:
         """The layers with one in the place of the pieces of an operator that is on floats as a whole."""
-        chosen = draft.nodes if draft is not None else ()
-        wholes = {name: whole for name, whole in self.wholes.items() if whole.stands(chosen)}
+        made = {} if draft is None else {g.output_name(one): one.op_type for one in g.nodes(draft.model.ir)}
+        wholes = {
+            name: whole
+            for name, whole in self.wholes.items()
+            if draft is None or made.get(name) == whole.op_type
+        }
         pieces = frozenset().union(*(whole.pieces for whole in wholes.values()))
         for layer in layers:
             if layer.name in wholes:

@@ -22,6 +22,7 @@ from graphopt.pipeline import Run
 # The attributes of HardSigmoid where a node states none, and those within HardSwish.
 _SIGMOID = (0.2, 0.5)
 _SWISH = (1 / 6, 0.5)
+_LEAST = 1e-6  # of α: beyond, a step could leave the range of float32
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,16 @@ class Whole:
 
 def spell(model: Model, run: Run) -> dict[str, Whole]:
     """Spell out the operators of a model in place; tells what made each value that is now made of pieces."""
-    functions, shapes = g.function_graphs(model.ir), run.shapes(model)
-    found: dict[str, Whole] = {}
-    for node in [node for node in g.nodes(model.ir) if g.is_op(node, "HardSigmoid", "HardSwish")]:
-        if node.graph in functions or run.keeps(node):
+    functions, shapes, found = g.function_graphs(model.ir), run.shapes(model), dict[str, Whole]()
+    for node in list(g.nodes(model.ir)):
+        if not g.is_op(node, "HardSigmoid", "HardSwish") or node.graph in functions or run.keeps(node):
             continue
-        x, y = node.inputs[0], node.outputs[0]
-        alpha, beta = _factors(node)
-        if x is None or shapes.dtype(x) != ir.DataType.FLOAT or alpha <= 0 or beta < 0:
-            continue
-        name, attributes = y.name or "", tuple(node.attributes.values())
-        last = _write(model, run, node, alpha, beta)
-        pieces = list(_pieces(last))
-        names = frozenset(map(g.output_name, pieces))
-        found[name] = Whole(node.name, node.op_type, attributes, names, _constants(pieces))
+        name, floats = g.output_name(node), shapes.dtype(node.inputs[0]) == ir.DataType.FLOAT
+        if floats and _has_pieces(node) and run.names(model).is_unique(name):
+            attributes = tuple(node.attributes.values())
+            pieces = list(_pieces(_write(model, run, node)))
+            names = frozenset(map(g.output_name, pieces))
+            found[name] = Whole(node.name, node.op_type, attributes, names, _constants(pieces))
     return found
 
 
@@ -77,13 +74,19 @@ def assemble(model: Model, wholes: Mapping[str, Whole], chosen: Collection[str])
     done = False
     for node in list(g.nodes(model.ir)):
         whole = wholes.get(g.output_name(node))
-        if whole is None or not whole.stands(chosen):
+        if whole is None or node.op_type == whole.op_type or not whole.stands(chosen):
             continue
         pieces = list(_pieces(node))
         if _constants(pieces) == whole.numbers:  # a scale may have moved into them
             _put_together(pieces, whole)
             done = True
     return done
+
+
+def _has_pieces(node: ir.Node) -> bool:
+    """Whether the constants of the pieces are numbers, and the Clip's limits around zero."""
+    alpha, beta = _factors(node)
+    return _LEAST <= alpha <= 1 / _LEAST and 0 <= beta <= 1 / _LEAST
 
 
 def _factors(node: ir.Node) -> tuple[float, float]:
@@ -94,8 +97,9 @@ def _factors(node: ir.Node) -> tuple[float, float]:
     return float(g.attribute(node, "alpha", alpha)), float(g.attribute(node, "beta", beta))
 
 
-def _write(model: Model, run: Run, node: ir.Node, alpha: float, beta: float) -> ir.Node:
+def _write(model: Model, run: Run, node: ir.Node) -> ir.Node:
     """Write the pieces in the place of a node; the last of them."""
+    alpha, beta = _factors(node)
     x, y, graph = node.inputs[0], node.outputs[0], node.graph
     assert x is not None and isinstance(graph, ir.Graph)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.runtime.pairs import Pairs, Sums
-from graphopt_passes.refit.linear import Linear
+from graphopt.runtime.pairs import Shares, Sums
+from graphopt_passes.refit.recurrent import Layer
 from graphopt_passes.refit.solve import RIDGES, Fit, Problem
 
 Kept = NDArray[np.int64]
 
 
-def fit_kept(layer: Linear, pairs: Pairs, kept: Kept) -> Fit:
+def fit_kept(layer: Layer, pairs: Shares, kept: Kept) -> Fit:
     """The weight on some columns, zero on the others, whose ridge is best on samples that fit nothing.
 
     The weight that there is stays if no fit is better.

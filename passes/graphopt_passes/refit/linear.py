@@ -118,7 +118,7 @@ class Linear:
         found = np.asarray(fit.rows, np.float32).reshape(self.channels, self.columns)
         stored = found.T if self.is_turned else found.reshape(shape)
         shift = fit.bias.reshape(-1) - self.bias()
-        _replace(model, run, self.node, 1, np.ascontiguousarray(stored))
+        put_constant(model, run, self.node, 1, np.ascontiguousarray(stored))
         if shift.any():
             self.shift(model, run, shift)
 
@@ -132,7 +132,7 @@ class Linear:
         if self.op != "MatMul":
             own = np.asarray(self.bias() + shift, np.float32)
             self.node.resize_inputs(max(len(self.node.inputs), 3))
-            _replace(model, run, self.node, 2, own)
+            put_constant(model, run, self.node, 2, own)
             return
         found = _added(self.node, self.channels)
         assert found is not None
@@ -141,7 +141,7 @@ class Linear:
         assert old is not None
         flat = np.broadcast_to(old.reshape(-1), (self.channels,))
         shape = (*(1,) * (old.ndim - 1), self.channels)
-        _replace(model, run, add, index, (flat + shift).astype(old.dtype).reshape(shape))
+        put_constant(model, run, add, index, (flat + shift).astype(old.dtype).reshape(shape))
 
 
 def linear_layers(model: Model) -> Iterator[Linear | tuple[ir.Node, str]]:
@@ -200,7 +200,7 @@ def _fits(tensor: ir.TensorProtocol | None, channels: int) -> bool:
     return tensor.size == 1 or (tensor.size == channels == tensor.shape.numpy()[-1])
 
 
-def _replace(model: Model, run: Run, node: ir.Node, index: int, data: NDArray[np.float32]) -> None:
+def put_constant(model: Model, run: Run, node: ir.Node, index: int, data: NDArray[np.float32]) -> None:
     """Put new numbers in the place of a constant, in its value where only this node uses it."""
     old = node.inputs[index]
     if old is not None and old.is_initializer() and _is_own(old) and old.shape == data.shape:

@@ -7,16 +7,20 @@ One session runs both models side by side (:mod:`graphopt.joint`); sums over pai
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import length_hint
-from typing import Any
+from typing import Any, TypeVar
 
 from graphopt.activations import Collector, Request
 from graphopt.joint import side_by_side
 from graphopt.model import Model
-from graphopt.runtime.pairs import Paired, PairedRows, Pairs, RowPairs
+from graphopt.runtime.pairs import Paired, PairedRows, Pairs, RowPairs, Shares, Sums
+from graphopt.runtime.steps import Steps
 from graphopt_passes.quantize.consumers import moments_of
 from graphopt_passes.refit.linear import Linear
+from graphopt_passes.refit.recurrent import Layer, Recurrent, recurrent_layers
+
+T = TypeVar("T", bound=Layer)
 
 HELD_EVERY = 4
 """Every so many-th sample judges what was fitted to the others."""
@@ -35,9 +39,9 @@ def moments(
     collector: Collector,
     teacher: Model,
     student: Model,
-    layers: Iterable[Linear],
+    layers: Iterable[Layer],
     samples: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[Linear, Pairs]]:
+) -> Iterator[tuple[Layer, Shares]]:
     """Sums for some layers of the student, as they come in; layers that nothing is known of do not come.
 
     Args:
@@ -50,10 +54,23 @@ def moments(
     Raises:
         DataError: a sample does not fit, or there is none.
     """
-    kinds = [(layer, _paired(layer, length_hint(samples) or 1)) for layer in layers]
+    kinds = [(layer, _sums(layer, length_hint(samples) or 1)) for layer in layers]
+    whole = {one.name: one for one in recurrent_layers(teacher)}
     for layer, found in _gathered(collector, teacher, student, kinds, samples):
         assert isinstance(found, Pairs)
-        yield layer, found
+        yield layer, _Targets.of(whole[layer.name], found) if isinstance(layer, Recurrent) else found
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Sums of a recurrent layer, with what follows from them; see :class:`.Shares`."""
+
+    fit: Sums
+    held: Sums
+
+    @classmethod
+    def of(cls, layer: Recurrent, found: Shares) -> _Targets:
+        return cls(layer.targets(found.fit), layer.targets(found.held))
 
 
 def moments_or_rows(
@@ -73,12 +90,12 @@ def _gathered(
     collector: Collector,
     teacher: Model,
     student: Model,
-    kinds: Iterable[tuple[Linear, Paired | PairedRows]],
+    kinds: Iterable[tuple[T, Paired | PairedRows | Steps]],
     samples: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
+) -> Iterator[tuple[T, Pairs | RowPairs]]:
     joint, prefix = side_by_side(teacher, student)
     inputs = {value.name for value in student.ir.graph.inputs}
-    wanted: dict[Request, Linear] = {}
+    wanted: dict[Request, T] = {}
     for layer, kind in kinds:
         read = layer.source if layer.source in inputs else prefix + layer.source
         wanted[Request(read, kind, layer.name)] = layer
@@ -87,6 +104,11 @@ def _gathered(
             found = statistics.found.pop(request)  # not kept once it is used
             assert isinstance(found, Pairs | RowPairs)
             yield wanted[request], found
+
+
+def _sums(layer: Layer, samples: int) -> Paired | Steps:
+    """What to gather for a layer from so many samples."""
+    return layer.steps(HELD_EVERY) if isinstance(layer, Recurrent) else _paired(layer, samples)
 
 
 def _is_wide(layer: Linear) -> bool:

@@ -18,14 +18,15 @@ from graphopt.activations import Collector
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.precision import Task
-from graphopt.runtime.pairs import Pairs
+from graphopt.runtime.pairs import Shares
 from graphopt.samples.batches import batched
 from graphopt.samples.sampling import Sample
 from graphopt.samples.shelf import shelved
 from graphopt_passes.refit.finite import nonfinite
 from graphopt_passes.refit.kept import Kept, fit_kept
-from graphopt_passes.refit.linear import Linear, layers_of, linear_layers
+from graphopt_passes.refit.linear import Linear, linear_layers
 from graphopt_passes.refit.moments import HELD_EVERY, moments
+from graphopt_passes.refit.recurrent import Layer, Recurrent, fittable
 from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.waves import waves
 
@@ -38,8 +39,9 @@ MOST_SAMPLES = 2048
 _BATCH = 32
 
 Found = TypeVar("Found")
+Fitted = TypeVar("Fitted", bound=Layer)
 Gather = Callable[
-    [Collector, Model, Model, Iterable[Linear], Iterable[Mapping[str, Any]]], Iterator[tuple[Linear, Found]]
+    [Collector, Model, Model, Iterable[Fitted], Iterable[Mapping[str, Any]]], Iterator[tuple[Fitted, Found]]
 ]
 
 
@@ -96,7 +98,7 @@ class Teacher:
         told = "what is left is not fitted to make up for what is removed: that takes at least"
         return (f"{told} {HELD_EVERY} samples that calibrate, and there {'is' if few == 1 else 'are'} {few}",)
 
-    def pairs(self, student: Model, layers: Iterable[Linear]) -> Iterator[tuple[Linear, Pairs]]:
+    def pairs(self, student: Model, layers: Iterable[Layer]) -> Iterator[tuple[Layer, Shares]]:
         """Sums over what layers of a student read, and what they are to give.
 
         Layers of very many columns, and all without samples, are left out.
@@ -106,8 +108,8 @@ class Teacher:
             yield from moments(self.task.collector, self.model, student, seen, self.samples)
 
     def in_order(
-        self, student: Model, layers: Sequence[Linear], gather: Gather[Found]
-    ) -> Iterator[tuple[Linear, Found]]:
+        self, student: Model, layers: Sequence[Fitted], gather: Gather[Fitted, Found]
+    ) -> Iterator[tuple[Fitted, Found]]:
         """Layers of a student with what was gathered for each, those that others read first.
 
         Write each before the next is asked for: what is gathered behind it depends on it.
@@ -135,12 +137,14 @@ class Teacher:
         Returns:
             The new weights, by layer.
         """
-        mine = list(layers_of(student).values())
+        mine = list(fittable(student).values())
         first = next((at for at, layer in enumerate(mine) if layer.name in columns), len(mine))
         todo = [
             layer
             for layer in mine[first:]
-            if layer.name in self.layers and layer.columns <= MOST_COLUMNS and not run.keeps(layer.node)
+            if (layer.name in self.layers or (isinstance(layer, Recurrent) and layer.name in columns))
+            and layer.columns <= MOST_COLUMNS
+            and not run.keeps(layer.node)
         ]
         fits: dict[str, Fit] = {}
         for layer, pairs in self.in_order(student, todo, moments):

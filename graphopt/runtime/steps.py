@@ -1,0 +1,75 @@
+"""What a recurrent layer multiplies with at each step: its input, and the state that the step before gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.runtime.accumulators import Array, check_finite
+from graphopt.runtime.pairs import Pairs, sums_bytes
+
+_MOST = 1 << 13  # rows of one array, evenly spread
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Sums over rows [xₜ, hₜ₋₁], of the layer's input and of all its states; nothing is given beside them.
+
+    The first step is left out, since its state is not among those that the layer gives.
+
+    Attributes:
+        inputs: numbers of xₜ.
+        hidden: numbers of hₜ₋₁.
+        backward: for each direction whether it runs from the last step to the first.
+        held_every: every so many-th array only judges what is fitted to the others; 0: none does.
+    """
+
+    inputs: int
+    hidden: int
+    backward: tuple[bool, ...]
+    held_every: int = 0
+    channels: int = 0
+
+    def start(self) -> Pairs:
+        """See :class:`Pairs`."""
+        return Pairs(self)
+
+    @property
+    def groups(self) -> int:
+        """Directions."""
+        return len(self.backward)
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a row."""
+        return self.inputs + self.hidden
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return sums_bytes(self)
+
+    def read(self, x: Array, y: Array, turn: int) -> tuple[Array, Array]:
+        """Rows [directions, n, columns], and as many of no numbers.
+
+        Args:
+            x: [time, batch, inputs].
+            y: [time, directions, batch, hidden].
+            turn: means nothing, as rows are not picked at random.
+
+        Raises:
+            ValueError: one of them holds NaN or infinity, or they do not fit the layer.
+        """
+        if x.ndim != 3 or y.shape != (x.shape[0], self.groups, x.shape[1], self.hidden):
+            raise ValueError(f"a recurrent layer gives {y.shape} for {x.shape}")
+        rows = np.stack([self._rows(x, y[:, i], back) for i, back in enumerate(self.backward)])
+        total = rows.sum(axis=1, dtype=np.float64)
+        check_finite(total, total)
+        return rows, np.zeros((*rows.shape[:2], 0), rows.dtype)
+
+    def _rows(self, x: Array, states: Array, backward: bool) -> Array:
+        if backward:
+            x, states = x[::-1], states[::-1]
+        rows = np.concatenate([x[1:], states[:-1]], axis=2).reshape(-1, self.columns)
+        return rows[:: -(-len(rows) // _MOST) or 1]

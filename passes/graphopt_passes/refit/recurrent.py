@@ -1,0 +1,184 @@
+"""A recurrent layer as least squares takes it: z = [W R]·[xₜ, hₜ₋₁] + b, with a gate's rows each.
+
+It is to give from what it still reads what it gave before, step by step, from the states that it had before:
+so its target follows from the sums of what it reads, z being linear in that. A GRU multiplies a gate with its
+state on the way, so that there W and R are fitted apart, and no mean moves to the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphopt import graph as g
+from graphopt.model import Model
+from graphopt.pipeline import Run
+from graphopt.rewrite import RefusedError
+from graphopt.runtime.pairs import Sums
+from graphopt.runtime.steps import Steps
+from graphopt_passes.refit.linear import Linear, linear_layers, put_constant
+from graphopt_passes.refit.solve import Fit
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+_INPUTS = 1  # where W stands, then R and b
+_LENGTHS = 4
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """One such layer, known by the name of its states, as :class:`.Linear` is.
+
+    Attributes:
+        name: of all its states.
+        node: in the model that it was read from.
+        groups: directions.
+        channels: rows of W, all directions together.
+        inputs: numbers of xₜ.
+        hidden: numbers of hₜ.
+    """
+
+    name: str
+    node: ir.Node
+    groups: int
+    channels: int
+    inputs: int
+    hidden: int
+
+    @classmethod
+    def of(cls, node: ir.Node) -> Recurrent:
+        """Read a node.
+
+        Raises:
+            RefusedError: its weights are no constants, or its states are not among its outputs.
+        """
+        found = [g.constant(value) for value in node.inputs[_INPUTS : _INPUTS + 2]]
+        if any(one is None or one.dtype is not ir.DataType.FLOAT for one in found):
+            raise RefusedError(f"{g.label(node)} has no constant weights")
+        if not node.outputs[0].name or g.attribute(node, "layout", 0):
+            raise RefusedError(f"{g.label(node)} does not give its states step by step")
+        if any(value is not None for value in node.inputs[_LENGTHS : _LENGTHS + 1]):
+            raise RefusedError(f"{g.label(node)} has sequences of different lengths")
+        if len(node.inputs) > 3 and node.inputs[3] is not None and g.constant(node.inputs[3]) is None:
+            raise RefusedError(f"the bias of {g.label(node)} is no constant")
+        w, r = (one.shape.numpy() for one in found if one is not None)
+        return cls(node.outputs[0].name, node, w[0], w[0] * w[1], w[2], r[2])
+
+    @property
+    def op(self) -> str:
+        """Its operator."""
+        return self.node.op_type
+
+    @property
+    def source(self) -> str:
+        """The name of what it reads."""
+        value = self.node.inputs[0]
+        return (value.name or "") if value is not None else ""
+
+    @property
+    def columns(self) -> int:
+        """Of [W R]."""
+        return self.inputs + self.hidden
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether a mean may move to the bias."""
+        return self.op != "GRU"
+
+    def steps(self, held_every: int) -> Steps:
+        """What to gather of its input and its states."""
+        direction = g.attribute(self.node, "direction", "forward")
+        text = direction.decode() if isinstance(direction, bytes) else direction
+        backward = {"forward": (False,), "reverse": (True,)}.get(text, (False, True))
+        return Steps(self.inputs, self.hidden, backward, held_every)
+
+    def fit(self) -> Fit:
+        """[W R] and b, [directions, gates·hidden, …]."""
+        w, r = (self._constant(index) for index in (_INPUTS, _INPUTS + 1))
+        bias = self._bias().reshape(self.groups, 2, -1).sum(axis=1)
+        return Fit(np.concatenate([w, r], axis=2).astype(np.float64), bias)
+
+    def rows(self) -> NDArray[np.float32]:
+        """[W R] of all directions, float32 [channels, columns]."""
+        found: NDArray[np.float32] = self.fit().rows.reshape(self.channels, -1).astype(np.float32)
+        return found
+
+    def targets(self, sums: Sums) -> Sums:
+        """Sums over what is read, with those of what this layer makes of it."""
+        weight, xx = self.fit(), self._apart(sums.xx)
+        w, b = weight.rows, weight.bias
+        xy = np.einsum("gij,gcj->gic", xx, w) + np.einsum("gi,gc->gic", sums.x, b)
+        product = np.einsum("gcj,gj->gc", w, sums.x)
+        squares = np.einsum("gcj,gcj->gc", w @ xx, w)
+        return Sums(
+            xx,
+            xy,
+            sums.x,
+            product + sums.count * b,
+            squares + b * (2 * product + sums.count * b),
+            sums.count,
+        )
+
+    def _apart(self, xx: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A GRU's without what inputs and states have in common."""
+        if self.can_shift:
+            return xx
+        apart = xx.copy()
+        apart[:, : self.inputs, self.inputs :] = 0.0
+        apart[:, self.inputs :, : self.inputs] = 0.0
+        return apart
+
+    def write(self, model: Model, run: Run, fit: Fit) -> None:
+        """Put another W, R and b into the graph that the layer was read from, as float32."""
+        rows = np.asarray(fit.rows, np.float32)
+        shift = fit.bias - self.fit().bias
+        self._put(model, run, _INPUTS, rows[:, :, : self.inputs])
+        self._put(model, run, _INPUTS + 1, rows[:, :, self.inputs :])
+        if shift.any():
+            biases = self._bias().reshape(self.groups, 2, -1)
+            biases[:, 0] += shift
+            self._put(model, run, _INPUTS + 2, biases.reshape(self.groups, -1))
+
+    def _constant(self, index: int) -> NDArray[np.float32]:
+        found = g.array(self.node.inputs[index])
+        assert found is not None
+        return np.asarray(found, np.float32)
+
+    def _bias(self) -> NDArray[np.float64]:
+        """Those of W and of R, [directions, 2·gates·hidden]; 0 where there are none."""
+        found = g.array(self.node.inputs[3]) if len(self.node.inputs) > 3 else None
+        if found is None:
+            return np.zeros((self.groups, 2 * self.channels // self.groups))
+        return found.astype(np.float64)
+
+    def _put(self, model: Model, run: Run, index: int, data: NDArray[np.floating]) -> None:
+        self.node.resize_inputs(max(len(self.node.inputs), index + 1))
+        put_constant(model, run, self.node, index, np.ascontiguousarray(data, np.float32))
+
+
+Layer = Linear | Recurrent
+"""What least squares can fit."""
+
+
+def fittable(model: Model) -> dict[str, Layer]:
+    """All layers of the main graph that can be fitted, by name, in its order."""
+    linear = {one.node: one for one in linear_layers(model) if isinstance(one, Linear)}
+    found = (linear.get(node) or _recurrent(node) for node in model.ir.graph)
+    return {one.name: one for one in found if one is not None}
+
+
+def recurrent_layers(model: Model) -> Iterator[Recurrent]:
+    """Those of the main graph that can be fitted."""
+    yield from (one for one in map(_recurrent, model.ir.graph) if one is not None)
+
+
+def _recurrent(node: ir.Node) -> Recurrent | None:
+    if not g.is_op(node, *RECURRENT):
+        return None
+    try:
+        return Recurrent.of(node)
+    except RefusedError:
+        return None

@@ -1,0 +1,165 @@
+"""Recurrent layers: what they read step by step, what they should give, and what of their units can go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+import graphopt
+from graphopt.activations import Collector
+from graphopt.model import Model
+from graphopt.pipeline import Run
+from graphopt.runtime.steps import Steps
+from graphopt.runtime.worker import Worker
+from graphopt.target import CPU
+from graphopt_passes.refit.moments import moments
+from graphopt_passes.refit.recurrent import Recurrent, fittable, recurrent_layers
+from graphopt_passes.refit.solve import Fit
+from tests.support import compute, serialized
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+KINDS = ["LSTM", "GRU", "GRU<linear_before_reset = 1>", "RNN"]
+DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+TIME, BATCH, INPUTS, HIDDEN = 7, 3, 5, 8
+
+
+def recurrent(kind: str, direction: str = "forward", *, bias: bool = True, copies: bool = False) -> Any:
+    """A recurrent layer that a product reads; with ``copies`` half of its units are those of the others."""
+    op, _, options = kind.partition("<")
+    attributes = f'hidden_size = {HIDDEN}, direction = "{direction}"' + (
+        f", {options[:-1]}" if options else ""
+    )
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[{TIME},{BATCH},{INPUTS}] x) => (float[a,b,c] y)
+        {{ s = {op}<{attributes}>(x, w, r{", b" if bias else ""})  t = Transpose<perm = [0,2,1,3]>(s)
+        u = Reshape(t, shape)  y = MatMul(u, v) }}"""
+    )
+    count, rng = DIRECTIONS[direction], np.random.default_rng(0)
+    sizes = {"w": (count, GATES[op], HIDDEN, INPUTS), "r": (count, GATES[op], HIDDEN, HIDDEN)}
+    sizes["b"] = (count, 2 * GATES[op], HIDDEN)
+    data = {name: 0.6 * rng.standard_normal(size) for name, size in sizes.items()}
+    if copies:
+        for one in data.values():
+            one[:, :, HIDDEN // 2 :] = one[:, :, : HIDDEN // 2]
+    flat = {name: one.reshape(count, -1, *one.shape[3:]) for name, one in data.items() if name != "b" or bias}
+    flat["v"] = rng.standard_normal((count * HIDDEN, 4))
+    for name, one in flat.items():
+        proto.graph.initializer.append(numpy_helper.from_array(one.astype(np.float32), name))
+    shape = np.array([0, 0, count * HIDDEN])
+    proto.graph.initializer.append(numpy_helper.from_array(shape, "shape"))
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def samples(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((TIME, BATCH, INPUTS)).astype(np.float32)} for _ in range(count)]
+
+
+def states(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("s", 1, None))
+    return np.asarray(compute(copy, feeds)[0])
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_rows_are_inputs_and_the_states_before(direction: str) -> None:
+    proto, feeds = recurrent("LSTM", direction), samples(1)[0]
+    x, y = feeds["x"], states(proto, feeds)
+    backward = {"forward": (False,), "reverse": (True,)}.get(direction, (False, True))
+    rows, nothing = Steps(INPUTS, HIDDEN, backward).read(x, y, 0)
+    assert rows.shape == (len(backward), (TIME - 1) * BATCH, INPUTS + HIDDEN) and not nothing.size
+    for index, back in enumerate(backward):
+        order = range(TIME)[::-1] if back else range(TIME)
+        expected = [
+            np.concatenate([x[step], y[before, index]], axis=1)
+            for before, step in zip(order, list(order)[1:], strict=False)
+        ]
+        np.testing.assert_array_equal(rows[index], np.concatenate(expected))
+
+
+@pytest.mark.parametrize("wrong", [(6, 1, BATCH, HIDDEN), (TIME, 2, BATCH, HIDDEN), (TIME, 1, BATCH, 4)])
+def test_states_of_another_layer_are_refused(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="gives"):
+        Steps(INPUTS, HIDDEN, (False,)).read(np.zeros((TIME, BATCH, INPUTS)), np.zeros(wrong), 0)
+    states = np.zeros((TIME, 1, BATCH, HIDDEN))
+    states[2] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        Steps(INPUTS, HIDDEN, (False,)).read(np.zeros((TIME, BATCH, INPUTS)), states, 0)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+def test_targets_are_sums_over_what_the_layer_multiplies(kind: str, direction: str, worker: Worker) -> None:
+    proto, data = recurrent(kind, direction), samples(8)
+    model = Model.of(proto)
+    (layer,) = recurrent_layers(model)
+    ((_, found),) = moments(Collector(worker), model, model, [layer], data)
+    steps = layer.steps(0)
+    fitted = [one for index, one in enumerate(data) if index % 4 != 3]
+    rows = np.concatenate([steps.read(one["x"], states(proto, one), 0)[0] for one in fitted], axis=1)
+    fit = layer.fit()
+    for index, x in enumerate(rows.astype(np.float64)):
+        z = x @ fit.rows[index].T + fit.bias[index]
+        for sums, expected in (("xx", x.T @ x), ("xy", x.T @ z), ("x", x.sum(0)), ("y", z.sum(0))):
+            np.testing.assert_allclose(getattr(found.fit, sums)[index], expected, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(found.fit.yy[index], (z**2).sum(0), rtol=1e-4)
+    assert found.fit.count == rows.shape[1] and found.held.count == rows.shape[1] // 3
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_writing_what_was_read_changes_nothing(kind: str, bias: bool, worker: Worker) -> None:
+    proto, feeds = recurrent(kind, "bidirectional", bias=bias), samples(1)[0]
+    model, run = Model.of(proto), Run(CPU, worker)
+    (layer,) = recurrent_layers(model)
+    layer.write(model, run, layer.fit())
+    np.testing.assert_array_equal(compute(serialized(model), feeds)[0], compute(proto, feeds)[0])
+    fit = layer.fit()
+    layer.write(model, run, Fit(fit.rows, fit.bias + 0.5))
+    after = serialized(model)
+    onnx.checker.check_model(after, full_check=True)
+    (again,) = recurrent_layers(model)
+    np.testing.assert_allclose(again.fit().bias, fit.bias + 0.5, atol=1e-6)
+    assert np.abs(compute(after, feeds)[0] - compute(proto, feeds)[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_that_others_copy_go_without_loss(kind: str, direction: str) -> None:
+    proto, sqnr = recurrent(kind, direction, copies=True), {}
+    for refit in (True, False):
+        result = graphopt.optimize(proto, channels=0.5, refit=refit, data=samples(64), measure=False)
+        after = serialized(result.model)
+        onnx.checker.check_model(after, full_check=True)
+        assert {tuple(one.dims)[-1] for one in after.graph.initializer if len(one.dims) == 3} == {4, INPUTS}
+        feeds = samples(1, seed=9)[0]
+        (old,), (new,) = compute(proto, feeds), compute(after, feeds)
+        sqnr[refit] = -10 * np.log10(np.square(new - old).sum() / np.square(old).sum())
+    assert sqnr[True] > 30 and sqnr[True] > sqnr[False] + 15
+
+
+def test_what_cannot_be_fitted() -> None:
+    proto = recurrent("LSTM")
+    assert set(fittable(Model.of(proto))) == {"s", "y"}
+    hidden = recurrent("LSTM")
+    hidden.graph.node[0].output[:] = ["", "s"]
+    assert not list(recurrent_layers(Model.of(hidden)))
+    computed = recurrent("LSTM")
+    computed.graph.node[0].input[1] = "q"
+    computed.graph.node.insert(0, onnx.helper.make_node("Neg", ["w"], ["q"]))
+    assert not list(recurrent_layers(Model.of(computed)))
+
+
+def test_it_is_known_by_its_states(worker: Worker) -> None:
+    (layer,) = recurrent_layers(Model.of(recurrent("GRU", "bidirectional")))
+    assert isinstance(layer, Recurrent)
+    assert (layer.name, layer.source, layer.op, layer.groups) == ("s", "x", "GRU", 2)
+    assert (layer.inputs, layer.hidden, layer.columns, layer.channels) == (INPUTS, HIDDEN, 13, 48)
+    assert layer.rows().shape == (48, 13)
