@@ -9,6 +9,7 @@ from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.precision import Task
 from graphopt_passes.exact.raise_opset import raised
+from graphopt_passes.refit.linear import Linear
 from graphopt_passes.weights.forms import FIRST_WITH_NIBBLES, STYLES, Packed, Writer
 from graphopt_passes.weights.places import Place, places
 
@@ -85,7 +86,10 @@ class Builder:
         known = {place.name: place for place in places(model, run)}
         writer = Writer(model, run)
         for name, weight in packed:
-            self._write(writer, known[name], weight, kernels is None or name in kernels)
+            place = known[name]
+            if weight.shift is not None:
+                Linear.of(place.readers[0].node).shift(model, run, weight.shift)
+            self._write(writer, place, weight, kernels is None or name in kernels)
         return model
 
     def _write(self, writer: Writer, place: Place, packed: Packed, computes: bool) -> None:

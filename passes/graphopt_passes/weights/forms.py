@@ -79,6 +79,7 @@ class Packed:
         bits, block: of the grid.
         columns: of the weight; the last block may be longer.
         method: how it was rounded.
+        shift: what is added to the bias of the layer that multiplies with it, [channels].
     """
 
     integers: ir.TensorProtocol
@@ -88,6 +89,7 @@ class Packed:
     block: int
     columns: int
     method: str
+    shift: np.ndarray[Any, Any] | None = None
 
     @classmethod
     def of(cls, weight: Blocked, method: str, spill: Spill) -> Packed:

@@ -6,36 +6,40 @@ of the graph, with the input x̂ of the model that is rounded so far and the out
     W* = W + (Σ(y − W·x̂)·x̂ᵀ)·(Σ x̂·x̂ᵀ + λI)⁻¹
 
 makes up for the layers before (the asymmetric objective of AdaRound, Nagel et al. 2020, eq. 25, solved
-before rounding), and is what blocks of integers are then fitted to.
+before rounding), and is what blocks of integers are then fitted to. Where a bias can be changed, all sums are
+about the means, and it takes what is missing of these: b = E(y) − Ŵ·E(x̂).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphopt import graph as g
 from graphopt.activations import Collector
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.runtime.accumulators import Array, Doubles
-from graphopt.runtime.pairs import Sums
 from graphopt.samples.sampling import Sample
 from graphopt_passes.quantize.rounding import damped
 from graphopt_passes.refit.linear import Linear, layers_of
 from graphopt_passes.refit.moments import MOST_COLUMNS, moments
-from graphopt_passes.refit.solve import Fit
+from graphopt_passes.refit.solve import Problem
 from graphopt_passes.refit.waves import waves
 from graphopt_passes.weights.blocks import Blocked
 
 RIDGE = 0.1  # λ as a part of the mean of the diagonal: samples do not show everything
 Rounding = Callable[[str, Array, Doubles], Blocked]
+Rounded = tuple[str, Blocked, NDArray[Any] | None]
+"""A weight's name, its blocks, and what is added to the bias of its layer, [channels]."""
 
 
 def fitted_in_order(
     model: Model, run: Run, collector: Collector, samples: Sequence[Sample], fits: Mapping[str, Rounding]
-) -> Iterator[tuple[str, Blocked]]:
+) -> Iterator[Rounded]:
     """The weights of the layers that read no more than 3,072 columns, each as soon as it is rounded.
 
     Args:
@@ -54,26 +58,26 @@ def fitted_in_order(
     layers = [layer for name, layer in layers_of(student).items() if name in names and _is_small(layer)]
     for wave in waves(student, layers):
         for layer, pairs in list(moments(collector, model, student, wave, samples)):
-            sums, name = pairs.fit + pairs.held, names[layer.name]
+            before, name = layer.fit(), names[layer.name]
+            problem = Problem.of(pairs.fit + pairs.held, before, shifts=layer.can_shift)
             try:
-                found = fits[name](name, made_up(layer.fit(), sums), sums.xx[0])
+                found = fits[name](name, made_up(problem), problem.h[0])
             except ValueError:
                 continue
-            layer.write(student, run, Fit(found.real()[None].astype(np.float64), layer.fit().bias))
-            yield name, found
+            after = problem.with_bias(found.real()[None].astype(np.float64))
+            layer.write(student, run, after)
+            yield name, found, (after.bias - before.bias)[0] if layer.can_shift else None
 
 
-def made_up(layer: Fit, sums: Sums) -> Doubles:
+def made_up(problem: Problem) -> Doubles:
     """W*, float64 [channels, columns], of a layer with one group; rows with zeros stay as they are, for these
     may have been pruned.
 
     Args:
-        layer: W and b of the float model.
-        sums: over pairs of the layer's input in the rounded model and its output in the float model.
+        problem: of the layer's input in the rounded model, and its output in the float model.
     """
-    rows, bias = layer.rows[0], layer.bias[0]
-    missing = sums.xy[0] - np.outer(sums.x[0], bias) - sums.xx[0] @ rows.T
-    found = rows + np.linalg.solve(damped(sums.xx[0], RIDGE), missing).T
+    rows, h = problem.start.rows[0], problem.h[0]
+    found = rows + np.linalg.solve(damped(h, RIDGE), problem.t[0] - h @ rows.T).T
     return np.asarray(np.where((rows == 0).any(axis=1, keepdims=True), rows, found), np.float64)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ from graphopt_passes.weights.blocks import FINE_CLIPS, WHOLE, Blocked, nearest, 
 from graphopt_passes.weights.fitting import fitted
 from graphopt_passes.weights.forms import Packed
 from graphopt_passes.weights.half_quadratic import half_quadratic
-from graphopt_passes.weights.in_order import fitted_in_order
+from graphopt_passes.weights.in_order import Rounded, fitted_in_order
 from graphopt_passes.weights.places import Place, places
 
 BLOCKS = {4: 32, 8: 128}
@@ -60,9 +60,9 @@ class Rounder:
         run = self.task.new_run()
         found = {place.name: place for place in places(self.model, run) if place.name in bits}
         if method == "gptq":
-            for name, weight in self._in_order(found, bits):
+            for name, weight, shift in self._in_order(found, bits):
                 del found[name]
-                yield name, Packed.of(weight, "gptq", run.spill)
+                yield name, replace(Packed.of(weight, "gptq", run.spill), shift=shift)
             for place, moments in self._moments(found):
                 try:
                     weight = self._fit(place, place.rows(), moments.products[0], bits[place.name])
@@ -92,7 +92,7 @@ class Rounder:
         other = half_quadratic(rows, bits, block, symmetric=plain.grid.symmetric)
         return (other, "hqq") if _error(rows, other) < _error(rows, plain) else (plain, "nearest")
 
-    def _in_order(self, found: Mapping[str, Place], bits: Mapping[str, int]) -> Iterator[tuple[str, Blocked]]:
+    def _in_order(self, found: Mapping[str, Place], bits: Mapping[str, int]) -> Iterator[Rounded]:
         """The weights that one layer reads, each fitted to what the rounded layers before it give."""
 
         def fit(name: str, rows: Array, moments: Doubles) -> Blocked:
