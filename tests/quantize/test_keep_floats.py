@@ -29,11 +29,12 @@ MATRICES = {"w": (4, 6), "v": (6, 8), "b": (8,), "u": (8, 4)}
 CONV = {"w": (6, 4, 3, 3), "v": (8, 6, 3, 3), "u": (4, 8, 1, 1), "b": (8,)}
 
 
-def _chain(middle: str, rank: str = "1,4,8,8", **shapes: tuple[int, ...]) -> onnx.ModelProto:
+def _chain(
+    middle: str, rank: str = "1,4,8,8", *, shown: bool = False, **shapes: tuple[int, ...]
+) -> onnx.ModelProto:
     """A layer between two others; its channels differ in size, so that one scale for all of them tells."""
     result = ",".join("abcd"[: rank.count(",") + 1])
-    outputs = f"float[{result}] y" + (f", float[{result}] m" if "twice" in shapes else "")
-    shapes.pop("twice", None)
+    outputs = f"float[{result}] y" + (f", float[{result}] m" if shown else "")
     proto = weighted(f"agraph (float[{rank}] x) => ({outputs}) {{ {middle} }}", **shapes)
     for node in proto.graph.node:
         node.name = "keep me" if node.output[0] == "m" else ""
@@ -66,7 +67,7 @@ CASES = {
     "ConvTranspose": _chain(
         "a = Conv(x, w)  m = ConvTranspose(a, v, b)  y = Conv(m, u)", **(CONV | {"v": (6, 8, 3, 3)})
     ),
-    "an output": _chain("a = Conv(x, w)  m = Conv(a, v, b)  y = Conv(m, u)", twice=(), **CONV),
+    "an output": _chain("a = Conv(x, w)  m = Conv(a, v, b)  y = Conv(m, u)", shown=True, **CONV),
     "one channel": _chain(
         "a = Conv(x, w)  m = Conv(a, v, b)  y = Conv(m, u)", **(CONV | {"w": (1, 4, 3, 3), "v": (8, 1, 3, 3)})
     ),

@@ -50,7 +50,7 @@ def test_the_pieces_compute_what_the_operator_does(operator: str, size: float, w
     for seed in range(3):
         feeds = feeds_of(proto, seed, size)
         for old, new in zip(compute(proto, feeds), compute(spelled, feeds), strict=True):
-            np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5 * max(np.abs(old).max(), 1e-6))
+            np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-6 * np.abs(old).max())
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -106,7 +106,7 @@ def test_graphs_inside_and_outputs(worker: Worker) -> None:
     for seed in range(2):
         feeds = feeds_of(proto, seed)
         for old, new in zip(compute(proto, feeds), compute(serialized(model), feeds), strict=True):
-            np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-6)
     assert assemble(model, wholes, ())
     assert serialized(model).graph.node == before.graph.node
     assert not assemble(model, wholes, ())

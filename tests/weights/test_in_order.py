@@ -103,7 +103,7 @@ def test_the_bias_takes_what_is_missing_of_the_mean(layer: str) -> None:
     text = f"g (float[M, 64] x) => (float[M, 64] y) {{ {last} = {layer} }}"
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
     for name, shape in (("w", (64, 64)), ("b", (64,))):
-        if name in layer.replace("(x, w", "w"):
+        if name in layer:
             data = RNG.standard_normal(shape).astype(np.float32)
             proto.graph.initializer.append(numpy_helper.from_array(data, name))
     data = [{"x": (RNG.standard_normal((32, 64)) + 2).astype(np.float32)} for _ in range(16)]
