@@ -48,6 +48,12 @@ def output_name(node: ir.Node) -> str:
     return next((value.name for value in node.outputs if value.name), "")
 
 
+def input_name(node: ir.Node, index: int) -> str:
+    """The name of an input; empty if it is omitted."""
+    value = node.inputs[index]
+    return (value.name or "") if value is not None else ""
+
+
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether the node is one of these operators of the default ONNX domain."""
     return node is not None and node.domain in DEFAULT_DOMAINS and node.op_type in op_types

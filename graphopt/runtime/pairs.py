@@ -92,10 +92,6 @@ class Pairing(Protocol):
     def held_every(self) -> int:
         """Every so many-th array only judges what is fitted to the others; 0: none does."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the sums."""
-
     def read(self, x: Array, y: Array, turn: int) -> tuple[Array, Array]:
         """Rows [groups, n, columns] and [groups, n, channels/groups]; see :meth:`Reading.read`."""
 
@@ -160,17 +156,6 @@ class Paired(Reading):
         """See :class:`Pairs`."""
         return Pairs(self)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its sums."""
-        return sums_bytes(self)
-
-
-def sums_bytes(kind: Pairing) -> int:
-    """Bytes of the sums of a kind."""
-    numbers = kind.columns * (kind.columns * kind.groups + kind.channels)
-    return 8 * numbers * (2 if kind.held_every else 1)
-
 
 def _share(kind: Pairing, turn: int) -> int:
     """Where the pair of this number goes: 0 to what is fitted to, 1 to what judges."""
@@ -225,7 +210,9 @@ class Pairs:
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        return self.kind.nbytes
+        kind = self.kind
+        numbers = kind.columns * (kind.columns * kind.groups + kind.channels)
+        return 8 * numbers * (2 if kind.held_every else 1)
 
     def _all(self) -> list[Sums]:
         for share in range(2):

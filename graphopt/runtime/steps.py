@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.runtime.accumulators import Array, check_finite
-from graphopt.runtime.pairs import Pairs, sums_bytes
+from graphopt.runtime.pairs import Pairs
 
 _MOST = 1 << 13  # rows of one array, evenly spread
 
@@ -29,7 +29,6 @@ class Steps:
     hidden: int
     backward: tuple[bool, ...]
     held_every: int = 0
-    channels: int = 0
 
     def start(self) -> Pairs:
         """See :class:`Pairs`."""
@@ -46,9 +45,9 @@ class Steps:
         return self.inputs + self.hidden
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the sums."""
-        return sums_bytes(self)
+    def channels(self) -> int:
+        """Numbers that are given beside them."""
+        return 0
 
     def read(self, x: Array, y: Array, turn: int) -> tuple[Array, Array]:
         """Rows [directions, n, columns], and as many of no numbers.

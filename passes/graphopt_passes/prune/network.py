@@ -62,9 +62,9 @@ class Network(Teacher):
     def read_by(self, group: Group) -> list[Layer]:
         """The layers whose weight sums over a group."""
         ports = [member.port for member in group.consumers if member.port is not None]
-        names = dict.fromkeys(g.output_name(port.node) for port in ports)
-        found = [self.fitted[name] for name in names if name in self.fitted]
-        return [layer for layer in found if unit_columns(group, layer).size]
+        places = [(self.fitted.get(g.output_name(port.node)), port.index) for port in ports]
+        found = (layer for layer, index in places if layer is not None and index in layer.weights)
+        return list({layer.name: layer for layer in found}.values())
 
     def columns(self, layer: Layer, kept: Kept) -> Columns | None:
         """The columns that a layer still reads; None if that is all of them."""

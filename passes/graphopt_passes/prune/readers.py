@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.pairs import Sums
 from graphopt_passes.axes import Group
-from graphopt_passes.refit.recurrent import Layer, Recurrent
+from graphopt_passes.refit.recurrent import Layer
 from graphopt_passes.refit.solve import variation
 
 _AT_ONCE = 256  # rows of a weight
@@ -149,7 +149,7 @@ def readers(group: Group, layer: Layer, sums: Sums | None) -> Iterator[Reader]:
 
 
 def unit_columns(group: Group, layer: Layer) -> Columns:
-    """The columns of each unit, [width, columns of a unit]; no columns if the layer sums over none."""
+    """The columns of each unit, [width, columns of a unit]."""
     units = _units(group, layer)
     order = np.argsort(units, kind="stable")
     inside = order[units[order] >= 0]
@@ -158,10 +158,8 @@ def unit_columns(group: Group, layer: Layer) -> Columns:
 
 def _units(group: Group, layer: Layer) -> Columns:
     """The unit that each column belongs to; -1 for others."""
-    if isinstance(layer, Recurrent):
-        parts = (_of_weight(group, layer, 1, layer.inputs), _of_weight(group, layer, 2, layer.hidden))
-        return np.concatenate(parts)
-    return np.repeat(_of_weight(group, layer, 1, layer.columns // layer.kernel), layer.kernel)
+    parts = [_of_weight(group, layer, index, size) for index, size in layer.weights.items()]
+    return np.repeat(np.concatenate(parts), layer.kernel)
 
 
 def _of_weight(group: Group, layer: Layer, index: int, size: int) -> Columns:

@@ -87,8 +87,8 @@ class _Auditor:
         fused = {unit for node in self._nodes if self._on_integers(node) for unit in self._all_of(node)}
         floats = dict.fromkeys(unit for node in self._nodes if self._asks(node) for unit in self._of(node))
         rounded = {unit for unit in (*fused, *self._with_integers()) if self._wants_floats(unit)}
-        problems = [Problem(unit, "float", reason(self._units[unit], self._opset)) for unit in floats]
-        problems = [problem for problem in problems if problem.unit not in rounded]
+        asked = [unit for unit in floats if unit not in rounded]
+        problems = [Problem(unit, "float", reason(self._units[unit], self._opset)) for unit in asked]
         problems += self._useless(floats)
         problems += [Problem(unit, "unasked", _UNASKED) for unit in sorted(rounded)]
         weight_only, surviving = self._constants(floats)

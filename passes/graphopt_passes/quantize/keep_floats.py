@@ -159,8 +159,8 @@ class _Writer:
 
     def _repeat_step(self, layer: _Layer) -> None:
         """Read a DequantizeLinear of its own, with the step and the zero point once per channel."""
-        *_, reader, old = _path(layer.node)
-        axis, size = self._axis(layer.node, old)
+        *readers, old = _path(layer.node)
+        axis, size = self._axis(readers, old)
         if size == 1:
             return
         grid = [self._repeated(old, value, size) for value in old.inputs[1:] if value is not None]
@@ -170,17 +170,18 @@ class _Writer:
         back.type, back.shape = old.outputs[0].type, old.outputs[0].shape
         assert isinstance(old.graph, ir.Graph)
         old.graph.insert_after(old, [new])
-        reader.replace_input_with(0, back)
+        readers[-1].replace_input_with(0, back)
         if g.is_dead(old):
             g.remove(old)
 
-    def _axis(self, layer: ir.Node, old: ir.Node) -> tuple[int, int]:
+    def _axis(self, readers: list[ir.Node], old: ir.Node) -> tuple[int, int]:
         """An axis of what is dequantized, and its size: channels if possible, which lie together."""
+        layer, *between = readers
         weight = _stored(layer.inputs[1])
-        between = [node.op_type for node in _path(layer) if node not in (layer, old)]
-        if g.is_op(layer, "Conv", "ConvTranspose") and set(between) <= {"MaxPool"} and weight is not None:
-            shape = weight.shape.numpy()
-            size = shape[0] if layer.op_type == "ConvTranspose" else shape[1] * _groups(layer)
+        pooled = all(node.op_type == "MaxPool" for node in between)
+        if g.is_op(layer, "Conv", "ConvTranspose") and pooled and weight is not None:
+            shape, groups = weight.shape.numpy(), int(g.attribute(layer, "group", 1))
+            size = shape[0] if layer.op_type == "ConvTranspose" else shape[1] * groups
             if size > 1:
                 return 1, size
         dims = dict(enumerate(self.shapes.dims(old.outputs[0]) or ()))
@@ -194,7 +195,3 @@ class _Writer:
 
     def _constant(self, at: ir.Node, data: np.ndarray, name: str) -> ir.Value:
         return self.run.new_constant(self.model, at, data, name)
-
-
-def _groups(layer: ir.Node) -> int:
-    return int(g.attribute(layer, "group", 1))

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from graphopt.model import Model
 
 
-# Of scalers: beyond, the step of a grid could leave the range of float32.
-_LEAST_FACTOR = 1e-6
+LEAST_FACTOR = 1e-6
+"""Of scalers: beyond, and beyond its inverse, the step of a grid could leave the range of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class Placement:
         if constant is None or constant.ndim or constant.dtype != np.float32:
             return None
         factor = float(constant) if node.op_type == "Mul" else 1 / float(constant) if constant else 0.0
-        return factor if _LEAST_FACTOR < factor < 1 / _LEAST_FACTOR else None
+        return factor if LEAST_FACTOR < factor < 1 / LEAST_FACTOR else None
 
     def _unfit(self, node: ir.Node, kernel: Kernel, opset: int) -> str | None:
         """Why a node has no integer kernel although its operator has."""

@@ -18,11 +18,11 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
+from graphopt_passes.quantize.placement import LEAST_FACTOR
 
 # The attributes of HardSigmoid where a node states none, and those within HardSwish.
 _SIGMOID = (0.2, 0.5)
 _SWISH = (1 / 6, 0.5)
-_LEAST = 1e-6  # of α: beyond, a step could leave the range of float32
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def assemble(model: Model, wholes: Mapping[str, Whole], chosen: Collection[str])
 def _has_pieces(node: ir.Node) -> bool:
     """Whether the constants of the pieces are numbers, and the Clip's limits around zero."""
     alpha, beta = _factors(node)
-    return _LEAST <= alpha <= 1 / _LEAST and 0 <= beta <= 1 / _LEAST
+    return LEAST_FACTOR < alpha < 1 / LEAST_FACTOR and 0 <= beta < 1 / LEAST_FACTOR
 
 
 def _factors(node: ir.Node) -> tuple[float, float]:

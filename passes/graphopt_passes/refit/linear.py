@@ -7,7 +7,7 @@ what the node itself adds; behind a MatMul it is what an Add of a constant adds 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,8 +68,12 @@ class Linear:
     @property
     def source(self) -> str:
         """The name of what it reads."""
-        value = self.node.inputs[0]
-        return (value.name or "") if value is not None else ""
+        return g.input_name(self.node, 0)
+
+    @property
+    def weights(self) -> Mapping[int, int]:
+        """Where its weight is among the inputs, and how many channels that sums over."""
+        return {1: self.columns // self.kernel}
 
     @property
     def axis(self) -> int:

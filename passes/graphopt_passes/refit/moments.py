@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import length_hint
-from typing import Any, TypeVar
+from typing import Any
 
 from graphopt.activations import Collector, Request
 from graphopt.joint import side_by_side
@@ -18,9 +18,7 @@ from graphopt.runtime.pairs import Paired, PairedRows, Pairs, RowPairs, Shares, 
 from graphopt.runtime.steps import Steps
 from graphopt_passes.quantize.consumers import moments_of
 from graphopt_passes.refit.linear import Linear
-from graphopt_passes.refit.recurrent import Layer, Recurrent, recurrent_layers
-
-T = TypeVar("T", bound=Layer)
+from graphopt_passes.refit.recurrent import AnyLayer, Layer, Recurrent, recurrent_layers
 
 HELD_EVERY = 4
 """Every so many-th sample judges what was fitted to the others."""
@@ -90,12 +88,12 @@ def _gathered(
     collector: Collector,
     teacher: Model,
     student: Model,
-    kinds: Iterable[tuple[T, Paired | PairedRows | Steps]],
+    kinds: Iterable[tuple[AnyLayer, Paired | PairedRows | Steps]],
     samples: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[T, Pairs | RowPairs]]:
+) -> Iterator[tuple[AnyLayer, Pairs | RowPairs]]:
     joint, prefix = side_by_side(teacher, student)
     inputs = {value.name for value in student.ir.graph.inputs}
-    wanted: dict[Request, T] = {}
+    wanted: dict[Request, AnyLayer] = {}
     for layer, kind in kinds:
         read = layer.source if layer.source in inputs else prefix + layer.source
         wanted[Request(read, kind, layer.name)] = layer

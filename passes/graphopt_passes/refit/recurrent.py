@@ -1,14 +1,16 @@
 """A recurrent layer as least squares takes it: z = [W R]·[xₜ, hₜ₋₁] + b, with a gate's rows each.
 
-It is to give from what it still reads what it gave before, step by step, from the states that it had before:
-so its target follows from the sums of what it reads, z being linear in that. A GRU multiplies a gate with its
-state on the way, so that there W and R are fitted apart, and no mean moves to the bias.
+It is to give from what it still reads what all of [W R] gives, step by step, from its present inputs and the
+states that it had before: so its target follows from the sums of what it reads, z being linear in that. A GRU
+multiplies a gate with its state on the way, so that there W and R are fitted apart, and no mean moves to the
+bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -24,8 +26,7 @@ from graphopt_passes.refit.linear import Linear, linear_layers, put_constant
 from graphopt_passes.refit.solve import Fit
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-_INPUTS = 1  # where W stands, then R and b
-_LENGTHS = 4
+_W, _R, _B, _LENGTHS = 1, 2, 3, 4  # places among the inputs
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class Recurrent:
         Raises:
             RefusedError: its weights are no constants, or its states are not among its outputs.
         """
-        found = [g.constant(value) for value in node.inputs[_INPUTS : _INPUTS + 2]]
+        found = [g.constant(value) for value in node.inputs[_W : _R + 1]]
         if any(one is None or one.dtype is not ir.DataType.FLOAT for one in found):
             raise RefusedError(f"{g.label(node)} has no constant weights")
         if not node.outputs[0].name or g.attribute(node, "layout", 0):
             raise RefusedError(f"{g.label(node)} does not give its states step by step")
         if any(value is not None for value in node.inputs[_LENGTHS : _LENGTHS + 1]):
             raise RefusedError(f"{g.label(node)} has sequences of different lengths")
-        if len(node.inputs) > 3 and node.inputs[3] is not None and g.constant(node.inputs[3]) is None:
+        if any(value is not None and g.constant(value) is None for value in node.inputs[_B : _B + 1]):
             raise RefusedError(f"the bias of {g.label(node)} is no constant")
         w, r = (one.shape.numpy() for one in found if one is not None)
         return cls(node.outputs[0].name, node, w[0], w[0] * w[1], w[2], r[2])
@@ -75,13 +76,22 @@ class Recurrent:
     @property
     def source(self) -> str:
         """The name of what it reads."""
-        value = self.node.inputs[0]
-        return (value.name or "") if value is not None else ""
+        return g.input_name(self.node, 0)
 
     @property
     def columns(self) -> int:
         """Of [W R]."""
         return self.inputs + self.hidden
+
+    @property
+    def weights(self) -> Mapping[int, int]:
+        """Where W and R are among the inputs, and how many numbers each sums over."""
+        return {_W: self.inputs, _R: self.hidden}
+
+    @property
+    def kernel(self) -> int:
+        """Columns of a number, as a Conv has several."""
+        return 1
 
     @property
     def can_shift(self) -> bool:
@@ -97,9 +107,8 @@ class Recurrent:
 
     def fit(self) -> Fit:
         """[W R] and b, [directions, gates·hidden, …]."""
-        w, r = (self._constant(index) for index in (_INPUTS, _INPUTS + 1))
-        bias = self._bias().reshape(self.groups, 2, -1).sum(axis=1)
-        return Fit(np.concatenate([w, r], axis=2).astype(np.float64), bias)
+        w, r = (self._constant(index) for index in (_W, _R))
+        return Fit(np.concatenate([w, r], axis=2).astype(np.float64), self._biases().sum(axis=1))
 
     def rows(self) -> NDArray[np.float32]:
         """[W R] of all directions, float32 [channels, columns]."""
@@ -134,25 +143,24 @@ class Recurrent:
     def write(self, model: Model, run: Run, fit: Fit) -> None:
         """Put another W, R and b into the graph that the layer was read from, as float32."""
         rows = np.asarray(fit.rows, np.float32)
-        shift = fit.bias - self.fit().bias
-        self._put(model, run, _INPUTS, rows[:, :, : self.inputs])
-        self._put(model, run, _INPUTS + 1, rows[:, :, self.inputs :])
+        self._put(model, run, _W, rows[:, :, : self.inputs])
+        self._put(model, run, _R, rows[:, :, self.inputs :])
+        biases = self._biases()
+        shift = fit.bias - biases.sum(axis=1)
         if shift.any():
-            biases = self._bias().reshape(self.groups, 2, -1)
             biases[:, 0] += shift
-            self._put(model, run, _INPUTS + 2, biases.reshape(self.groups, -1))
+            self._put(model, run, _B, biases.reshape(self.groups, -1))
 
     def _constant(self, index: int) -> NDArray[np.float32]:
         found = g.array(self.node.inputs[index])
         assert found is not None
         return np.asarray(found, np.float32)
 
-    def _bias(self) -> NDArray[np.float64]:
-        """Those of W and of R, [directions, 2·gates·hidden]; 0 where there are none."""
-        found = g.array(self.node.inputs[3]) if len(self.node.inputs) > 3 else None
-        if found is None:
-            return np.zeros((self.groups, 2 * self.channels // self.groups))
-        return found.astype(np.float64)
+    def _biases(self) -> NDArray[np.float64]:
+        """A copy of those of W and of R, [directions, 2, gates·hidden]; 0 where there are none."""
+        found = g.array(self.node.inputs[_B]) if len(self.node.inputs) > _B else None
+        given = np.zeros((self.groups, 2 * self.channels // self.groups)) if found is None else found
+        return given.reshape(self.groups, 2, -1).astype(np.float64)
 
     def _put(self, model: Model, run: Run, index: int, data: NDArray[np.floating]) -> None:
         self.node.resize_inputs(max(len(self.node.inputs), index + 1))
@@ -161,6 +169,8 @@ class Recurrent:
 
 Layer = Linear | Recurrent
 """What least squares can fit."""
+
+AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
 
 def fittable(model: Model) -> dict[str, Layer]:

@@ -26,7 +26,7 @@ from graphopt_passes.refit.finite import nonfinite
 from graphopt_passes.refit.kept import Kept, fit_kept
 from graphopt_passes.refit.linear import Linear, linear_layers
 from graphopt_passes.refit.moments import HELD_EVERY, moments
-from graphopt_passes.refit.recurrent import Layer, Recurrent, fittable
+from graphopt_passes.refit.recurrent import AnyLayer, Layer, fittable
 from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.waves import waves
 
@@ -39,9 +39,9 @@ MOST_SAMPLES = 2048
 _BATCH = 32
 
 Found = TypeVar("Found")
-Fitted = TypeVar("Fitted", bound=Layer)
 Gather = Callable[
-    [Collector, Model, Model, Iterable[Fitted], Iterable[Mapping[str, Any]]], Iterator[tuple[Fitted, Found]]
+    [Collector, Model, Model, Iterable[AnyLayer], Iterable[Mapping[str, Any]]],
+    Iterator[tuple[AnyLayer, Found]],
 ]
 
 
@@ -108,8 +108,8 @@ class Teacher:
             yield from moments(self.task.collector, self.model, student, seen, self.samples)
 
     def in_order(
-        self, student: Model, layers: Sequence[Fitted], gather: Gather[Fitted, Found]
-    ) -> Iterator[tuple[Fitted, Found]]:
+        self, student: Model, layers: Sequence[AnyLayer], gather: Gather[AnyLayer, Found]
+    ) -> Iterator[tuple[AnyLayer, Found]]:
         """Layers of a student with what was gathered for each, those that others read first.
 
         Write each before the next is asked for: what is gathered behind it depends on it.
@@ -142,7 +142,7 @@ class Teacher:
         todo = [
             layer
             for layer in mine[first:]
-            if (layer.name in self.layers or (isinstance(layer, Recurrent) and layer.name in columns))
+            if (layer.name in self.layers or layer.name in columns)
             and layer.columns <= MOST_COLUMNS
             and not run.keeps(layer.node)
         ]

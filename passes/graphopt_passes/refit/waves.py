@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TypeVar
 
 import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.model import Model
-from graphopt_passes.refit.recurrent import Layer
-
-T = TypeVar("T", bound=Layer)
+from graphopt_passes.refit.recurrent import AnyLayer
 
 MOST = 32
 """Passes through the samples; deeper models fit neighbours together, on inputs as they were before both."""
 
 
-def waves(model: Model, layers: Sequence[T]) -> list[list[T]]:
+def waves(model: Model, layers: Sequence[AnyLayer]) -> list[list[AnyLayer]]:
     """The layers of a model in its order, those that do not depend on each other together."""
     above = _layers_above(model, {layer.name for layer in layers})
-    found: list[list[T]] = []
+    found: list[list[AnyLayer]] = []
     for layer in layers:
         if found and above[layer.name].isdisjoint(one.name for one in found[-1]):
             found[-1].append(layer)

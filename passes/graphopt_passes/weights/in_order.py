@@ -54,8 +54,8 @@ def fitted_in_order(
         DataError: a sample does not fit, or there is none.
     """
     student = model.clone()
-    names = {name: weight for name, layer in layers_of(student).items() if (weight := _weight(layer)) in fits}
-    layers = [layer for name, layer in layers_of(student).items() if name in names and _is_small(layer)]
+    names = {name: g.input_name(layer.node, 1) for name, layer in layers_of(student).items()}
+    layers = [one for one in layers_of(student).values() if names[one.name] in fits and _is_small(one)]
     for wave in waves(student, layers):
         for layer, pairs in list(moments(collector, model, student, wave, samples)):
             before, name = layer.fit(), names[layer.name]
@@ -79,11 +79,6 @@ def made_up(problem: Problem) -> Doubles:
     rows, h = problem.start.rows[0], problem.h[0]
     found = rows + np.linalg.solve(damped(h, RIDGE), problem.t[0] - h @ rows.T).T
     return np.asarray(np.where((rows == 0).any(axis=1, keepdims=True), rows, found), np.float64)
-
-
-def _weight(layer: Linear) -> str:
-    value = layer.node.inputs[1]
-    return (value.name or "") if value is not None else ""
 
 
 def _is_small(layer: Linear) -> bool:

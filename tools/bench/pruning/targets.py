@@ -53,9 +53,7 @@ def line(task: str, cut: str, entries: dict[str, Facts]) -> list[str]:
         pair(drop(entry, entries), best_drop, ".2f", rivals),
         pair(decibels(entry), best_sqnr, ".1f", rivals),
         pair(min(speeds(entry)), fastest, ".2f", rivals),
-        word(closer and faster, deepest - depth(cut, entry, entries), rivals, equals)
-        if running(cut, entries)
-        else "no peer took part",
+        reason(cut, entries) or word(closer and faster, deepest - depth(cut, entry, entries), equals),
     ]
 
 
@@ -67,12 +65,13 @@ def as_deep(cut: str, entries: dict[str, Facts]) -> list[Facts]:
 
 def cutting(cut: str, entries: dict[str, Facts]) -> list[Facts]:
     """The peers' results that lack anything worth mentioning."""
-    return [one for one in running(cut, entries) if depth(cut, one, entries) > SHALLOWER]
+    found = [entries[name] for name in running(cut, entries)]
+    return [one for one in found if depth(cut, one, entries) > SHALLOWER]
 
 
-def running(cut: str, entries: dict[str, Facts]) -> list[Facts]:
-    """The peers' results that run."""
-    return [entries[name] for name in peers(cut) if runs(entries.get(name, {}))]
+def running(cut: str, entries: dict[str, Facts]) -> list[str]:
+    """The peers that took part with a model that runs."""
+    return [name for name in peers(cut) if runs(entries.get(name, {}))]
 
 
 def depth(cut: str, entry: Facts, entries: dict[str, Facts]) -> float:
@@ -111,10 +110,15 @@ def pair(mine: float, theirs: float, form: str, rivals: list[Facts]) -> str:
     return f"{mine:{form}} ({theirs:{form}})" if rivals else f"{mine:{form}}"
 
 
-def word(better: bool, deeper: float, rivals: list[Facts], equals: list[Facts]) -> str:
-    """Yes or no; or why the cuts do not compare."""
-    if not rivals:
-        return "the peer cuts nothing"
+def reason(cut: str, entries: dict[str, Facts]) -> str:
+    """Why there is nothing to compare with; empty if there is."""
+    if not running(cut, entries):
+        return "no peer took part"
+    return "" if cutting(cut, entries) else "the peer cuts nothing"
+
+
+def word(better: bool, deeper: float, equals: list[Facts]) -> str:
+    """Yes or no; or how the cuts differ."""
     if deeper > SHALLOWER:
         return "cuts less"
     return "yes" if better else "no" if equals else "no peer cuts as deep"
@@ -122,8 +126,11 @@ def word(better: bool, deeper: float, rivals: list[Facts], equals: list[Facts]) 
 
 def best(cut: str, entries: dict[str, Facts]) -> str | None:
     """The peer's method with the highest metric, then the highest SQNR; None if none runs."""
-    found = [name for name in peers(cut) if runs(entries.get(name, {}))]
-    return max(found, key=lambda name: (entries[name]["metric"], decibels(entries[name])), default=None)
+    return max(
+        running(cut, entries),
+        key=lambda name: (entries[name]["metric"], decibels(entries[name])),
+        default=None,
+    )
 
 
 def shown(entries: dict[str, Facts]) -> list[str]:
