@@ -111,13 +111,13 @@ class Case:
 
     @cached_property
     def here(self) -> Target:
-        """Where candidates run on this machine: the target, or the CPU when its provider is not there."""
-        provider = self.target.providers[0]
-        if provider in self.worker.providers():
+        """Where candidates run on this machine: the target, or the CPU where that does not start."""
+        from graphopt.runtime.probe import missing
+
+        reason = missing(self.worker, self.target)
+        if not reason:
             return self.target
-        self.report.notes.append(
-            f"{provider} is not available here: run on the CPU instead, and not measured"
-        )
+        self.report.notes.append(f"{reason}: run on the CPU instead, and not measured")
         return CPU
 
     def _samples(self) -> Samples:

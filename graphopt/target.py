@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from graphopt.errors import UsageError
@@ -15,12 +15,24 @@ class Target:
     """One place to run a model.
 
     ``providers`` are ONNX Runtime's names in order of preference; ``level`` is the graph optimization level
-    that the user's own session will have (ONNX Runtime's default is ``all``).
+    that the user's own session will have (ONNX Runtime's default is ``all``). ``tf32`` lets CUDA round what
+    it multiplies to 10 bits, as ONNX Runtime does by default.
     """
 
     name: str
     providers: tuple[str, ...]
     level: Level = "all"
+    tf32: bool = True
+
+    @property
+    def exact(self) -> Target:
+        """The same without rounding of floats before they are multiplied, which hides smaller errors."""
+        return replace(self, tf32=False) if _CUDA in self.providers else self
+
+    @property
+    def provider_options(self) -> list[dict[str, str]]:
+        """Of each provider, as ONNX Runtime takes them."""
+        return [{} if self.tf32 or name != _CUDA else {"use_tf32": "0"} for name in self.providers]
 
     @classmethod
     def named(cls, name: str) -> Target:

@@ -2,41 +2,47 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from graphopt.runtime.probe import missing
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU, Target
 from tools import models
 from tools.bench.material import Material
 from tools.gpu_check import __main__ as command
-from tools.gpu_check import check, device
+from tools.gpu_check import check
 from tools.gpu_check.table import table
 
 CUDA = Target.named("cuda")
 
 
 def test_the_cpu_is_always_there():
-    assert device.missing(CPU) == ""
+    with Worker() as worker:
+        assert missing(worker, CPU) == ""
 
 
 def test_missing_provider_is_named(monkeypatch):
     monkeypatch.setattr(Worker, "providers", lambda self: ["CPUExecutionProvider"])
-    assert "CUDAExecutionProvider" in device.missing(CUDA)
+    with Worker() as worker:
+        assert missing(worker, CUDA) == "CUDAExecutionProvider is not available here"
 
 
 def test_provider_without_its_device_is_missing_too(monkeypatch):
     """A wheel for GPUs on a machine without one lists the provider, but no session gets it."""
     monkeypatch.setattr(Worker, "providers", lambda self: list(CUDA.providers))
-    assert "CUDA" in device.missing(CUDA)
+    with Worker() as worker:
+        assert "CUDA" in missing(worker, CUDA)
 
 
 def _chosen(tmp_path, provider="cpu", **changes):
     facts = {"provider": provider, "models": ["fashion_mlp"], "types": ["fp16"], "latency": 0.02}
-    return argparse.Namespace(**facts | {"work": tmp_path / "work", "json": tmp_path / "gpu.json"} | changes)
+    facts |= {"measured": False, "work": tmp_path / "work", "json": tmp_path / "gpu.json"}
+    return argparse.Namespace(**facts | changes)
 
 
 def test_without_a_device_one_line_and_the_exit_code_say_so(tmp_path, monkeypatch, capsys):
@@ -103,10 +109,11 @@ def test_what_is_wrong_is_named_and_gives_exit_code_1(tmp_path, monkeypatch, fac
     assert facts["why"].startswith(why)
 
 
-def test_slower_is_wrong_on_a_gpu_but_not_in_a_dry_run(tmp_path):
+def test_slower_is_wrong_on_a_gpu_if_graphopt_measured_too(tmp_path):
     facts = {"finite": True, "sqnr": 60.0, "verdict": "slower"}
-    assert check.wrong(facts, check.Place("cuda", CUDA, tmp_path, 1)) == "slower than the original"
-    assert check.wrong(facts, check.Place("cuda", CPU, tmp_path, 1)) == ""
+    assert check.wrong(facts, check.Place("cuda", CUDA, tmp_path, 1, True)) == "slower than the original"
+    assert check.wrong(facts, check.Place("cuda", CUDA, tmp_path, 1, False)) == ""
+    assert check.wrong(facts, check.Place("cuda", CPU, tmp_path, 1, True)) == ""
 
 
 def test_dry_run_leaves_out_what_has_no_kernels_on_the_cpu(tmp_path, monkeypatch, capsys):
@@ -147,6 +154,19 @@ def test_latency_is_measured_where_the_models_run(tmp_path):
 def test_conversion_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "convert", lambda *_: {"seconds": 1.0, "why": "exit 2: no"})
     assert check.check("fashion_mlp", "fp16", check.Place("cuda", CPU, tmp_path, 0.02))["why"] == "exit 2: no"
+
+
+def test_why_nothing_is_half_is_told(tmp_path, monkeypatch):
+    """CPUs have no bfloat16, and the table says so."""
+
+    def convert(line, sources, result, limits):
+        _halved(result)
+        Path(line[line.index("--report") + 1]).write_text('{"notes": ["bf16 not achieved, as it was: no"]}')
+        return {"seconds": 1.0, "peak_bytes": 1, "why": ""}
+
+    monkeypatch.setattr(check, "convert", convert)
+    facts = check.check("fashion_mlp", "bf16", check.Place("cuda", CPU, tmp_path, 0.02))
+    assert "| yes | bf16 not achieved, as it was: no |" in table({("fashion_mlp", "bf16"): facts})
 
 
 def test_result_that_does_not_run_is_told(tmp_path, monkeypatch):

@@ -69,6 +69,9 @@ class Verifier:
         default_factory=lambda: defaultdict(dict), init=False
     )
 
+    def __post_init__(self) -> None:
+        self.target = self.target.exact
+
     @property
     def runnable(self) -> bool:
         """Whether ONNX Runtime runs the original on at least one sample; if not, ``reason`` says why."""

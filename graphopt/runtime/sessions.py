@@ -6,7 +6,10 @@ cannot feed bfloat16, float8 or 4-bit types.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import io
 import os
 import resource
 import shutil
@@ -192,7 +195,9 @@ class Runtime:
                 raise UsageError(f"custom operators cannot be loaded from {library}: {error}") from error
         if configure is not None:
             configure(options)
-        session = ort.InferenceSession(model, options, providers=list(target.providers))
+        if target.providers != REFERENCE.providers:
+            _load_cuda()
+        session = ort.InferenceSession(model, options, list(target.providers), target.provider_options)
         session.disable_fallback()
         if target.providers[0] not in session.get_providers():
             raise RuntimeError(f"{target.providers[0]} does not start on this machine")
@@ -211,6 +216,14 @@ class Runtime:
         handle, path = tempfile.mkstemp(dir=self._spill)
         with os.fdopen(handle, "wb") as file:
             return [_write(value, file, path) if _is_large(value) else value for value in values]
+
+
+@functools.cache
+def _load_cuda() -> None:
+    """Load CUDA from the packages beside ONNX Runtime's, where the system does not look for it."""
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # what is missing the session's own error tells
+            ort.preload_dlls()
 
 
 def _is_large(value: Value) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,14 @@ class Place:
         runs_on: where the original and the result run; the CPU in a dry run.
         work: folder for samples and results.
         seconds: time for one measurement of latency.
+        measured: whether only what pays is to be half; else all that keeps the budget.
     """
 
     converted_for: str
     runs_on: Target
     work: Path
     seconds: float
+    measured: bool = False
 
     @property
     def is_dry(self) -> bool:
@@ -58,8 +61,12 @@ def check(name: str, half: str, place: Place) -> Facts:
     model, result = material.model(), folder / f"{half}.onnx"
     samples.write(material.calibration(CALIBRATION), folder / "calibration")
     arguments = ["--precision", half, "--target", place.converted_for, "--data", str(folder / "calibration")]
+    arguments += [] if place.measured else ["--no-measure"]
     command = [sys.executable, "-m", "graphopt", "optimize", str(model), str(result), *arguments]
-    facts = convert(command, [model], result, LIMITS)
+    report = folder / f"{half}-report.json"
+    report.unlink(missing_ok=True)
+    facts = convert([*command, "--report", str(report)], [model], result, LIMITS)
+    facts["told"] = told(report)
     if facts["why"]:
         return facts
     try:
@@ -70,14 +77,20 @@ def check(name: str, half: str, place: Place) -> Facts:
     return facts | {"why": wrong(facts, place)}
 
 
+def told(report: Path) -> str:
+    """Why half precision was not achieved, as the report has it; empty if it was."""
+    notes = json.loads(report.read_text())["notes"] if report.exists() else []
+    return next((note for note in notes if "not achieved" in note), "")
+
+
 def wrong(facts: Facts, place: Place) -> str:
     """What is wrong with a result that runs; empty if nothing is."""
     if not facts["finite"]:
         return "NaN, Inf or zeros where the original has none"
     if facts["sqnr"] is not None and facts["sqnr"] < LEAST_DB:
         return f"SQNR below {LEAST_DB:.0f} dB"
-    is_slower = facts["verdict"] == "slower" and not place.is_dry
-    return "slower than the original" if is_slower else ""
+    is_wrong = facts["verdict"] == "slower" and place.measured and not place.is_dry
+    return "slower than the original" if is_wrong else ""
 
 
 def parity(material: Material, result: Path, place: Place) -> Facts:

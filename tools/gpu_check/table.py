@@ -43,5 +43,5 @@ def row(name: str, half: str, facts: Facts) -> list[str]:
         number(facts.get("ms"), ".3f"),
         speed,
         "no" if facts["why"] else "yes",
-        textwrap.shorten(facts["why"], LONGEST_REMARK, placeholder=" …"),
+        textwrap.shorten(facts["why"] or facts.get("told", ""), LONGEST_REMARK, placeholder=" …"),
     ]

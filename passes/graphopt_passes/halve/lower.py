@@ -7,6 +7,7 @@ return to float, as few as possible.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -33,6 +34,7 @@ _STORE = {
     "bfloat16": "--store bf16 halves the file, and leaves the latency as it is",
 }
 _NOTHING = 1e-11  # noise power of a node that was not rounded at all
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(")
 _BLAMED = 32  # nodes of which the noise is measured one by one
 
 
@@ -73,9 +75,11 @@ class _Search:
             return Outcome(None, f"drawn samples do not run; give some with --data, or --shape: {error}")
         if on_cpu and (reason := self._no_faster()):
             return Outcome(None, reason, notes=(*self.notes, store))
+        while self._is_there and (lacking := self._without_kernel()):
+            self.reasons |= lacking
         judged = self.trials.judged(self.reasons)
         if not judged.halved.nodes:
-            return self._refuse(f"no node can be {self.half}")
+            return self._refuse(f"no node can be {self.half}", judged)
         found = judged if judged.holds else self._searched(judged)
         if not (found.holds and found.halved.nodes):
             return self._refuse(f"no part in {self.half} keeps the budget: {judged.reason}", judged)
@@ -93,6 +97,20 @@ class _Search:
         kept = dict.fromkeys(named, "it is to be kept (--keep)")
         self.reasons = {**hazards(self.model, run, self.half, statistics), **kept}
         self.statistics = statistics
+
+    def _without_kernel(self) -> dict[str, str]:
+        """The nodes of one more operator that the runtime here has no half kernel for; empty if it loads."""
+        path = self.task.write(self.trials.build(self.reasons)[0])
+        try:
+            with self.task.worker.opened(path, self.task.target, self.task.options.threads):
+                return {}
+        except WorkerError as error:
+            found = _NO_KERNEL.search(str(error))
+        why = f"ONNX Runtime has no kernel for it in {self.half} on {self.task.target.name}"
+        named = {
+            g.output_name(node): why for node in g.nodes(self.model.ir) if found and g.is_op(node, found[1])
+        }
+        return {name: why for name, why in named.items() if name not in self.reasons}
 
     def _gathered(self) -> Statistics:
         return self.task.collector.collect(self.model, requests(self.model), self.task.division.calibration)
@@ -167,9 +185,11 @@ class _Search:
         model, halved, run = self.trials.build(judged.kept)
         if wrong := self._wrong(model):
             return self._refuse(wrong, judged)
+        if not (judged := self._run_there(judged)).holds:
+            return self._refuse(f"run in {self.half}, the result misses the budget: {judged.reason}", judged)
         if self.task.measured and not (measured := self._measured(judged)).pays:
             return self._refuse(f"{self.half} does not pay here: {measured.summary()}", judged)
-        if self.task.options.target != self.task.target.name:
+        if not self._is_there:
             self.notes.append(f"{self.half} was checked and judged on the CPU: whether it pays is not known")
         self.notes += [told for told in self._interface[1:] if told]
         self.notes.append(f"{halved.casts} Casts between float and {self.half}")
@@ -202,21 +222,36 @@ class _Search:
         """What type inference or the runtime say against the result; empty if nothing."""
         if infers(self.model) and not infers(model):
             return "the result contradicts what onnx infers of types and shapes"
-        if self.half == "bfloat16" and self.task.target.name == "cpu":
+        if self.half == "bfloat16" and not self._is_there:
             return ""  # the runtime here could not tell
-        where = self.task.target if self.task.measured else REFERENCE
+        where = self.task.target if self._is_there else REFERENCE
         try:
             with self.task.worker.opened(self.task.write(model), where, self.task.options.threads):
                 return ""
         except WorkerError as error:
             return f"ONNX Runtime does not load the result: {error}"
 
+    @property
+    def _is_there(self) -> bool:
+        """Whether the target itself runs here."""
+        return self.task.options.target == self.task.target.name
+
+    def _run_there(self, judged: Judged) -> Judged:
+        """Judged anew by what the target makes of the result, if it runs here."""
+        if not self._is_there:
+            return judged
+        self.task.progress(f"judging {self.half} on {self.task.target.name}")
+        try:
+            return self.trials.executed(judged)
+        except WorkerError as error:
+            return replace(judged, holds=False, reason=f"ONNX Runtime cannot run it: {error}")
+
     def _measured(self, judged: Judged) -> Trial:
         path = self.task.write(replace(self.trials, keep_io=True).build(judged.kept)[0])
         return self.task.compare(self.task.float_path, path)
 
     def _refuse(self, reason: str, judged: Judged | None = None) -> Outcome:
-        layers = self._findings(judged.halved).describe(frozenset()) if judged else ()
+        layers = self._findings(judged.halved).describe(judged.halved.nodes) if judged else ()
         return Outcome(None, reason, judged.score if judged else None, layers, notes=tuple(self.notes))
 
     def _findings(self, halved: Halved) -> Findings:

@@ -73,15 +73,24 @@ class Trials:
     def judged(self, kept: Collection[str]) -> Judged:
         """Judge on the held-out samples, every half value rounded."""
         halved, score = self._rounded(kept, self._judge.score)
-        budget, reference = self.task.budget, self._judge.reference
-        holds, reason = budget.holds(score, reference)
-        if lost := _lost(score):
-            holds, reason = False, lost
-        return Judged(frozenset(kept), halved, score, holds, reason)
+        return Judged(frozenset(kept), halved, score, *self._verdict(score, self._judge.reference))
+
+    def executed(self, judged: Judged) -> Judged:
+        """Judge the result itself, as the target runs it here."""
+        path = self.task.write(replace(self, keep_io=True).build(judged.kept)[0])
+        score = self.task.judge.score(path)
+        path.unlink()
+        holds, reason = self._verdict(score, self.task.judge.reference)
+        return replace(judged, score=score, holds=holds, reason=reason)
 
     def noise(self, kept: Collection[str]) -> float:
         """Noise power over signal power on the first samples, every half value rounded."""
         return self._rounded(kept, lambda path: noise(self._quick.score(path)))[1]
+
+    def _verdict(self, score: Score, reference: Score) -> tuple[bool, str]:
+        """Whether the budget is kept, and how or why not."""
+        lost = _lost(score)
+        return (False, lost) if lost else self.task.budget.holds(score, reference)
 
     def _rounded(self, kept: Collection[str], use: Callable[..., Found]) -> tuple[Halved, Found]:
         model, run = self.model.clone(), self.task.new_run()
