@@ -8,6 +8,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
+import graphopt
 from graphopt.activations import Collector
 from graphopt.model import Model
 from graphopt.runtime.pairs import Sums
@@ -17,6 +18,7 @@ from graphopt_passes.prune.readers import Reader, readers
 from graphopt_passes.prune.selection import Order, ordered
 from graphopt_passes.refit.moments import moments
 from graphopt_passes.refit.recurrent import fittable
+from tests.support import compute, serialized
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUTS, HIDDEN = 4, 8
@@ -135,3 +137,29 @@ def test_so_with_a_layer_that_adds_to_what_it_reads(worker: Worker) -> None:
         mine | {"v": weights("RNN")["v"]},
     )
     check(order_of(proto, sums_of(proto, worker, samples())))
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_a_first_step_reads_zeros_of_the_states(op: str, worker: Worker) -> None:
+    """Sequences of one step: the recurrence loses nothing but what H is damped with."""
+    text = f"s = {op}<hidden_size = {HIDDEN}>(x, w, r, b)  u = Squeeze(s, one)  y = MatMul(u, v)"
+    mine = {name: one for name, one in weights(op).items() if name != "whole"}
+    proto = built(text, mine | {"r": mine["r"] / 30})
+    sums = sums_of(proto, worker, samples(time=1))
+    assert sums["s"].count == 12 * 2 and not sums["s"].xx[:, INPUTS:].any()
+    assert set(order_of(proto, sums).units[:2]) == {ITSELF, OTHERS}
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_a_recurrence_whose_states_no_step_reads_has_no_vote(op: str) -> None:
+    """One step from a state that is given: units that only gates would read go, and nothing is lost."""
+    text = f"s = {op}<hidden_size = {HIDDEN}>(x, w, r, b, , h)  u = Squeeze(s, one)  y = MatMul(u, v)"
+    mine = {name: one for name, one in weights(op).items() if name != "whole"}
+    half = np.arange(HIDDEN) < HIDDEN // 2
+    read = {"r": np.where(half, 3.0, 0.1) * np.ones_like(mine["r"]), "v": mine["v"].copy()}
+    read["v"][half], read["v"][~half] = 0.0, 0.3
+    proto = built(text, mine | read | {"h": np.zeros((1, 2, HIDDEN))})
+    result = graphopt.optimize(proto, channels=0.5, data=samples(time=1), measure=False)
+    feeds, after = samples(time=1)[0], serialized(result.model)
+    assert {one.dims[-1] for one in after.graph.initializer if len(one.dims) == 3} == {INPUTS, HIDDEN // 2}
+    np.testing.assert_allclose(compute(after, feeds)[0], compute(proto, feeds)[0], atol=1e-3)

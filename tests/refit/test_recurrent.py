@@ -73,7 +73,7 @@ def test_rows_are_inputs_and_the_states_before(direction: str) -> None:
     proto, feeds = recurrent("LSTM", direction), samples(1)[0]
     x, y = feeds["x"], states(proto, feeds)
     backward = {"forward": (False,), "reverse": (True,)}.get(direction, (False, True))
-    rows, nothing = Steps(INPUTS, HIDDEN, backward).read(x, y, 0)
+    rows, nothing = Steps(INPUTS, HIDDEN, backward, from_zero=False).read(x, y, 0)
     assert rows.shape == (len(backward), (TIME - 1) * BATCH, INPUTS + HIDDEN) and not nothing.size
     for index, back in enumerate(backward):
         order = range(TIME)[::-1] if back else range(TIME)
@@ -82,16 +82,43 @@ def test_rows_are_inputs_and_the_states_before(direction: str) -> None:
             for before, step in zip(order, list(order)[1:], strict=False)
         ]
         np.testing.assert_array_equal(rows[index], np.concatenate(expected))
+    whole, _ = Steps(INPUTS, HIDDEN, backward, from_zero=True).read(x, y, 0)
+    for index, back in enumerate(backward):
+        first = x[-1] if back else x[0]
+        np.testing.assert_array_equal(whole[index, :BATCH, :INPUTS], first)
+        np.testing.assert_array_equal(whole[index, :BATCH, INPUTS:], 0)
+    np.testing.assert_array_equal(whole[:, BATCH:], rows)
+
+
+SIZES = [(1, 1), (7, 4), (9000, 1), (8192, 4), (2000, 100), (2, 8192), (3, 5000), (1, 20000), (7, 20000)]
+
+
+@pytest.mark.parametrize("from_zero", [True, False])
+@pytest.mark.parametrize(("time", "batch"), SIZES)
+def test_of_many_steps_the_same_are_read_of_all_sequences(time: int, batch: int, from_zero: bool) -> None:
+    x = np.broadcast_to(np.arange(batch, dtype=np.float32)[:, None], (time, batch, 1))
+    y = np.broadcast_to(np.arange(1, time + 1, dtype=np.float32)[:, None, None, None], (time, 1, batch, 1))
+    (rows,), _ = Steps(1, 1, (False,), from_zero).read(x, y, 0)
+    if time == 1 and not from_zero:
+        assert not len(rows)
+        return
+    sequences, steps = (np.unique(column) for column in rows.T)
+    assert 0 < len(rows) == len(sequences) * len(steps) <= 8192
+    assert len(rows) > 4096 or len(rows) == batch * (time - (not from_zero)) or batch > 2048
+    assert len(sequences) == batch if batch <= 8192 else len(sequences) > 4096
+    assert len(set(np.diff(steps))) < 2 and (from_zero or 0 not in steps)
 
 
 @pytest.mark.parametrize("wrong", [(6, 1, BATCH, HIDDEN), (TIME, 2, BATCH, HIDDEN), (TIME, 1, BATCH, 4)])
 def test_states_of_another_layer_are_refused(wrong: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="gives"):
-        Steps(INPUTS, HIDDEN, (False,)).read(np.zeros((TIME, BATCH, INPUTS)), np.zeros(wrong), 0)
+        Steps(INPUTS, HIDDEN, (False,), from_zero=True).read(
+            np.zeros((TIME, BATCH, INPUTS)), np.zeros(wrong), 0
+        )
     states = np.zeros((TIME, 1, BATCH, HIDDEN))
     states[2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        Steps(INPUTS, HIDDEN, (False,)).read(np.zeros((TIME, BATCH, INPUTS)), states, 0)
+        Steps(INPUTS, HIDDEN, (False,), from_zero=True).read(np.zeros((TIME, BATCH, INPUTS)), states, 0)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -26,7 +26,7 @@ from graphopt_passes.refit.linear import Linear, linear_layers, put_constant
 from graphopt_passes.refit.solve import Fit
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-_W, _R, _B, _LENGTHS = 1, 2, 3, 4  # places among the inputs
+_W, _R, _B, _LENGTHS, _INITIAL = 1, 2, 3, 4, 5  # places among the inputs
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Recurrent:
         direction = g.attribute(self.node, "direction", "forward")
         text = direction.decode() if isinstance(direction, bytes) else direction
         backward = {"forward": (False,), "reverse": (True,)}.get(text, (False, True))
-        return Steps(self.inputs, self.hidden, backward, held_every)
+        from_zero = not any(value is not None for value in self.node.inputs[_INITIAL : _INITIAL + 1])
+        return Steps(self.inputs, self.hidden, backward, from_zero, held_every)
 
     def fit(self) -> Fit:
         """[W R] and b, [directions, gates·hidden, …]."""
