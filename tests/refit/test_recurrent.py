@@ -17,6 +17,7 @@ from graphopt.pipeline import Run
 from graphopt.runtime.steps import Steps
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
+from graphopt_passes.refit.kept import fit_kept
 from graphopt_passes.refit.moments import moments
 from graphopt_passes.refit.recurrent import Recurrent, fittable, recurrent_layers
 from graphopt_passes.refit.solve import Fit
@@ -26,6 +27,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 KINDS = ["LSTM", "GRU", "GRU<linear_before_reset = 1>", "RNN"]
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 TIME, BATCH, INPUTS, HIDDEN = 7, 3, 5, 8
+PARTS = (slice(INPUTS), slice(INPUTS, None))
 
 
 def recurrent(kind: str, direction: str = "forward", *, bias: bool = True, copies: bool = False) -> Any:
@@ -140,6 +142,53 @@ def test_targets_are_sums_over_what_the_layer_multiplies(kind: str, direction: s
     assert found.fit.count == rows.shape[1] and found.held.count == rows.shape[1] // 3
 
 
+def gathered(layer_of: onnx.ModelProto, data: list[dict[str, np.ndarray]], worker: Worker) -> Any:
+    """The recurrent layer with its sums."""
+    model = Model.of(layer_of)
+    (layer,) = recurrent_layers(model)
+    ((_, found),) = moments(Collector(worker), model, model, [layer], data)
+    return layer, found
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("kind", ["GRU", "GRU<linear_before_reset = 1>"])
+def test_a_gate_of_a_gru_varies_by_its_inputs_and_its_states_apart(
+    kind: str, direction: str, worker: Worker
+) -> None:
+    proto, data = recurrent(kind, direction), [{"x": one["x"] + 3} for one in samples(8)]
+    layer, found = gathered(proto, data, worker)
+    fit, sums, rows = layer.fit(), found.fit, []
+    for one in (one for index, one in enumerate(data) if index % 4 != 3):
+        rows.append(layer.steps(0).read(one["x"], states(proto, one), 0)[0])
+    x = np.concatenate(rows, axis=1).astype(np.float64)
+    x[:, :, :INPUTS] -= x[:, :, :INPUTS].mean(axis=1, keepdims=True)
+    parts = [x[:, :, part] @ fit.rows[:, :, part].swapaxes(1, 2) for part in PARTS]
+    expected = sum(np.square(part).sum(axis=1) for part in parts)
+    np.testing.assert_allclose(sums.yy - sums.y**2 / sums.count, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_of_an_input_that_goes_moves_to_the_bias(kind: str, worker: Worker) -> None:
+    data = samples(16)
+    for one in data:
+        one["x"][:, :, 2] = 3.0
+    layer, found = gathered(recurrent(kind), data, worker)
+    before, kept = layer.fit(), np.delete(np.arange(layer.columns), 2)
+    after = fit_kept(layer, found, kept)
+    np.testing.assert_allclose(after.bias, before.bias + 3 * before.rows[:, :, 2], atol=1e-4)
+    np.testing.assert_allclose(after.rows[:, :, kept], before.rows[:, :, kept], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "GRU<linear_before_reset = 1>"])
+def test_neither_inputs_nor_the_bias_of_a_gru_stand_in_for_a_state(kind: str, worker: Worker) -> None:
+    layer, found = gathered(recurrent(kind), [{"x": one["x"] + 1} for one in samples(16)], worker)
+    before, kept = layer.fit(), np.delete(np.arange(layer.columns), INPUTS + 2)
+    after = fit_kept(layer, found, kept)
+    np.testing.assert_allclose(after.bias, before.bias, atol=1e-4)
+    np.testing.assert_allclose(after.rows[:, :, :INPUTS], before.rows[:, :, :INPUTS], atol=1e-4)
+    assert np.abs(after.rows - before.rows)[:, :, kept].max() > 0.01
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_writing_what_was_read_changes_nothing(kind: str, bias: bool, worker: Worker) -> None:
@@ -190,3 +239,34 @@ def test_it_is_known_by_its_states() -> None:
     assert (layer.name, layer.source, layer.op, layer.groups) == ("s", "x", "GRU", 2)
     assert (layer.inputs, layer.hidden, layer.columns, layer.channels) == (INPUTS, HIDDEN, 13, 48)
     assert layer.rows().shape == (48, 13)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_a_first_step_counts_where_its_state_is_known(kind: str, worker: Worker) -> None:
+    proto = recurrent(kind)
+    _, found = gathered(proto, samples(8), worker)
+    assert found.fit.count == 6 * TIME * BATCH
+    proto.graph.node[0].input.extend(["", "h"])
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((1, BATCH, HIDDEN), np.float32), "h"))
+    _, found = gathered(proto, samples(8), worker)
+    assert found.fit.count == 6 * (TIME - 1) * BATCH
+
+
+def test_layers_that_share_their_weights_are_fitted_apart() -> None:
+    """What one reads says nothing of the other: here the units that are left make up for others."""
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[{TIME},{BATCH},{INPUTS}] x) => (float[a,b,c] y)
+        {{ n = Mul(x, k)  s = LSTM<hidden_size = {HIDDEN}>(x, w, r, b)  u = Squeeze(s, one)  m = MatMul(u, v)
+        q = LSTM<hidden_size = {HIDDEN}, direction = "reverse">(n, w, r, b)  t = Squeeze(q, one)
+        o = MatMul(t, z)  y = Add(m, o) }}"""
+    )
+    shared = recurrent("LSTM", copies=True).graph.initializer
+    proto.graph.initializer.extend(one for one in shared if one.name != "shape")
+    z = np.random.default_rng(1).standard_normal((HIDDEN, 4)).astype(np.float32)
+    for name, one in {"z": z, "one": np.array([1]), "k": np.float32(-0.5)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(one), name))
+    result = graphopt.optimize(proto, channels=0.5, data=samples(64), measure=False)
+    after, feeds = serialized(result.model), samples(1, seed=9)[0]
+    assert [one.attribute[0].i for one in after.graph.node if one.op_type == "LSTM"] == [4, 4]
+    (old,), (new,) = compute(proto, feeds), compute(after, feeds)
+    assert np.square(new - old).sum() < 1e-3 * np.square(old).sum()
