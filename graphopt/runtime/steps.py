@@ -5,29 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphopt.runtime.accumulators import Array, check_finite
 from graphopt.runtime.pairs import Pairs
 
-_MOST = 1 << 13  # rows of one array, evenly spread
+_MOST = 1 << 13  # rows of one array: of all sequences the same steps, evenly spread
 
 
 @dataclass(frozen=True)
 class Steps:
     """Sums over rows [xₜ, hₜ₋₁], of the layer's input and of all its states; nothing is given beside them.
 
-    The first step is left out, since its state is not among those that the layer gives.
+    What the state is before the first step the layer does not give: zeros, or an operand of it, and then the
+    first step is left out.
 
     Attributes:
         inputs: numbers of xₜ.
         hidden: numbers of hₜ₋₁.
         backward: for each direction whether it runs from the last step to the first.
+        from_zero: whether states begin with zeros.
         held_every: every so many-th array only judges what is fitted to the others; 0: none does.
     """
 
     inputs: int
     hidden: int
     backward: tuple[bool, ...]
+    from_zero: bool
     held_every: int = 0
 
     def start(self) -> Pairs:
@@ -70,5 +74,15 @@ class Steps:
     def _rows(self, x: Array, states: Array, backward: bool) -> Array:
         if backward:
             x, states = x[::-1], states[::-1]
-        rows = np.concatenate([x[1:], states[:-1]], axis=2).reshape(-1, self.columns)
-        return rows[:: -(-len(rows) // _MOST) or 1]
+        apart = -(-x.shape[1] // _MOST)  # sequences
+        x, states = x[:, ::apart], states[:, ::apart]
+        steps = self._steps(*x.shape[:2])
+        before = states[steps - 1]
+        before[steps == 0] = 0
+        return np.concatenate([x[steps], before], axis=2).reshape(-1, self.columns)
+
+    def _steps(self, time: int, batch: int) -> NDArray[np.int64]:
+        """As many as fit with all sequences of a batch; of few not the first, whose state tells little."""
+        steps = np.arange(0 if self.from_zero else 1, time)
+        every = max(-(-len(steps) // (_MOST // batch)), 1)
+        return steps[every // 2 :: every]

@@ -15,7 +15,7 @@ def reader(x: np.ndarray, rows: np.ndarray, size: int = 1, damp: float = 1e-9) -
     """A layer of these rows on inputs x [n, columns], with units of so many columns."""
     columns = np.arange(x.shape[1]).reshape(-1, size)
     h = x.T @ x + damp * np.eye(x.shape[1])
-    return Seen(rows.copy(), h, float(np.square(x @ rows.T).sum()), columns)
+    return Seen(rows.copy(), h, float(np.square(x @ rows.T).sum()), columns, np.full(len(rows), -1))
 
 
 def lost(x: np.ndarray, rows: np.ndarray, kept: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from graphopt.pipeline import Run
 from graphopt.runtime.steps import Steps
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
+from graphopt_passes.refit.kept import fit_kept
 from graphopt_passes.refit.moments import moments
 from graphopt_passes.refit.recurrent import Recurrent, fittable, recurrent_layers
 from graphopt_passes.refit.solve import Fit
@@ -26,6 +27,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 KINDS = ["LSTM", "GRU", "GRU<linear_before_reset = 1>", "RNN"]
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 TIME, BATCH, INPUTS, HIDDEN = 7, 3, 5, 8
+PARTS = (slice(INPUTS), slice(INPUTS, None))
 
 
 def recurrent(kind: str, direction: str = "forward", *, bias: bool = True, copies: bool = False) -> Any:
@@ -73,7 +75,7 @@ def test_rows_are_inputs_and_the_states_before(direction: str) -> None:
     proto, feeds = recurrent("LSTM", direction), samples(1)[0]
     x, y = feeds["x"], states(proto, feeds)
     backward = {"forward": (False,), "reverse": (True,)}.get(direction, (False, True))
-    rows, nothing = Steps(INPUTS, HIDDEN, backward).read(x, y, 0)
+    rows, nothing = Steps(INPUTS, HIDDEN, backward, from_zero=False).read(x, y, 0)
     assert rows.shape == (len(backward), (TIME - 1) * BATCH, INPUTS + HIDDEN) and not nothing.size
     for index, back in enumerate(backward):
         order = range(TIME)[::-1] if back else range(TIME)
@@ -82,16 +84,43 @@ def test_rows_are_inputs_and_the_states_before(direction: str) -> None:
             for before, step in zip(order, list(order)[1:], strict=False)
         ]
         np.testing.assert_array_equal(rows[index], np.concatenate(expected))
+    whole, _ = Steps(INPUTS, HIDDEN, backward, from_zero=True).read(x, y, 0)
+    for index, back in enumerate(backward):
+        first = x[-1] if back else x[0]
+        np.testing.assert_array_equal(whole[index, :BATCH, :INPUTS], first)
+        np.testing.assert_array_equal(whole[index, :BATCH, INPUTS:], 0)
+    np.testing.assert_array_equal(whole[:, BATCH:], rows)
+
+
+SIZES = [(1, 1), (7, 4), (9000, 1), (8192, 4), (2000, 100), (2, 8192), (3, 5000), (1, 20000), (7, 20000)]
+
+
+@pytest.mark.parametrize("from_zero", [True, False])
+@pytest.mark.parametrize(("time", "batch"), SIZES)
+def test_of_many_steps_the_same_are_read_of_all_sequences(time: int, batch: int, from_zero: bool) -> None:
+    x = np.broadcast_to(np.arange(batch, dtype=np.float32)[:, None], (time, batch, 1))
+    y = np.broadcast_to(np.arange(1, time + 1, dtype=np.float32)[:, None, None, None], (time, 1, batch, 1))
+    (rows,), _ = Steps(1, 1, (False,), from_zero).read(x, y, 0)
+    if time == 1 and not from_zero:
+        assert not len(rows)
+        return
+    sequences, steps = (np.unique(column) for column in rows.T)
+    assert 0 < len(rows) == len(sequences) * len(steps) <= 8192
+    assert len(rows) > 4096 or len(rows) == batch * (time - (not from_zero)) or batch > 2048
+    assert len(sequences) == batch if batch <= 8192 else len(sequences) > 4096
+    assert len(set(np.diff(steps))) < 2 and (from_zero or 0 not in steps)
 
 
 @pytest.mark.parametrize("wrong", [(6, 1, BATCH, HIDDEN), (TIME, 2, BATCH, HIDDEN), (TIME, 1, BATCH, 4)])
 def test_states_of_another_layer_are_refused(wrong: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="gives"):
-        Steps(INPUTS, HIDDEN, (False,)).read(np.zeros((TIME, BATCH, INPUTS)), np.zeros(wrong), 0)
+        Steps(INPUTS, HIDDEN, (False,), from_zero=True).read(
+            np.zeros((TIME, BATCH, INPUTS)), np.zeros(wrong), 0
+        )
     states = np.zeros((TIME, 1, BATCH, HIDDEN))
     states[2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        Steps(INPUTS, HIDDEN, (False,)).read(np.zeros((TIME, BATCH, INPUTS)), states, 0)
+        Steps(INPUTS, HIDDEN, (False,), from_zero=True).read(np.zeros((TIME, BATCH, INPUTS)), states, 0)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -111,6 +140,53 @@ def test_targets_are_sums_over_what_the_layer_multiplies(kind: str, direction: s
             np.testing.assert_allclose(getattr(found.fit, sums)[index], expected, rtol=1e-6, atol=1e-4)
         np.testing.assert_allclose(found.fit.yy[index], (z**2).sum(0), rtol=1e-6)
     assert found.fit.count == rows.shape[1] and found.held.count == rows.shape[1] // 3
+
+
+def gathered(layer_of: onnx.ModelProto, data: list[dict[str, np.ndarray]], worker: Worker) -> Any:
+    """The recurrent layer with its sums."""
+    model = Model.of(layer_of)
+    (layer,) = recurrent_layers(model)
+    ((_, found),) = moments(Collector(worker), model, model, [layer], data)
+    return layer, found
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("kind", ["GRU", "GRU<linear_before_reset = 1>"])
+def test_a_gate_of_a_gru_varies_by_its_inputs_and_its_states_apart(
+    kind: str, direction: str, worker: Worker
+) -> None:
+    proto, data = recurrent(kind, direction), [{"x": one["x"] + 3} for one in samples(8)]
+    layer, found = gathered(proto, data, worker)
+    fit, sums, rows = layer.fit(), found.fit, []
+    for one in (one for index, one in enumerate(data) if index % 4 != 3):
+        rows.append(layer.steps(0).read(one["x"], states(proto, one), 0)[0])
+    x = np.concatenate(rows, axis=1).astype(np.float64)
+    x[:, :, :INPUTS] -= x[:, :, :INPUTS].mean(axis=1, keepdims=True)
+    parts = [x[:, :, part] @ fit.rows[:, :, part].swapaxes(1, 2) for part in PARTS]
+    expected = sum(np.square(part).sum(axis=1) for part in parts)
+    np.testing.assert_allclose(sums.yy - sums.y**2 / sums.count, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_of_an_input_that_goes_moves_to_the_bias(kind: str, worker: Worker) -> None:
+    data = samples(16)
+    for one in data:
+        one["x"][:, :, 2] = 3.0
+    layer, found = gathered(recurrent(kind), data, worker)
+    before, kept = layer.fit(), np.delete(np.arange(layer.columns), 2)
+    after = fit_kept(layer, found, kept)
+    np.testing.assert_allclose(after.bias, before.bias + 3 * before.rows[:, :, 2], atol=1e-4)
+    np.testing.assert_allclose(after.rows[:, :, kept], before.rows[:, :, kept], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "GRU<linear_before_reset = 1>"])
+def test_neither_inputs_nor_the_bias_of_a_gru_stand_in_for_a_state(kind: str, worker: Worker) -> None:
+    layer, found = gathered(recurrent(kind), [{"x": one["x"] + 1} for one in samples(16)], worker)
+    before, kept = layer.fit(), np.delete(np.arange(layer.columns), INPUTS + 2)
+    after = fit_kept(layer, found, kept)
+    np.testing.assert_allclose(after.bias, before.bias, atol=1e-4)
+    np.testing.assert_allclose(after.rows[:, :, :INPUTS], before.rows[:, :, :INPUTS], atol=1e-4)
+    assert np.abs(after.rows - before.rows)[:, :, kept].max() > 0.01
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -163,3 +239,34 @@ def test_it_is_known_by_its_states() -> None:
     assert (layer.name, layer.source, layer.op, layer.groups) == ("s", "x", "GRU", 2)
     assert (layer.inputs, layer.hidden, layer.columns, layer.channels) == (INPUTS, HIDDEN, 13, 48)
     assert layer.rows().shape == (48, 13)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_a_first_step_counts_where_its_state_is_known(kind: str, worker: Worker) -> None:
+    proto = recurrent(kind)
+    _, found = gathered(proto, samples(8), worker)
+    assert found.fit.count == 6 * TIME * BATCH
+    proto.graph.node[0].input.extend(["", "h"])
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((1, BATCH, HIDDEN), np.float32), "h"))
+    _, found = gathered(proto, samples(8), worker)
+    assert found.fit.count == 6 * (TIME - 1) * BATCH
+
+
+def test_layers_that_share_their_weights_are_fitted_apart() -> None:
+    """What one reads says nothing of the other: here the units that are left make up for others."""
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[{TIME},{BATCH},{INPUTS}] x) => (float[a,b,c] y)
+        {{ n = Mul(x, k)  s = LSTM<hidden_size = {HIDDEN}>(x, w, r, b)  u = Squeeze(s, one)  m = MatMul(u, v)
+        q = LSTM<hidden_size = {HIDDEN}, direction = "reverse">(n, w, r, b)  t = Squeeze(q, one)
+        o = MatMul(t, z)  y = Add(m, o) }}"""
+    )
+    shared = recurrent("LSTM", copies=True).graph.initializer
+    proto.graph.initializer.extend(one for one in shared if one.name != "shape")
+    z = np.random.default_rng(1).standard_normal((HIDDEN, 4)).astype(np.float32)
+    for name, one in {"z": z, "one": np.array([1]), "k": np.float32(-0.5)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(one), name))
+    result = graphopt.optimize(proto, channels=0.5, data=samples(64), measure=False)
+    after, feeds = serialized(result.model), samples(1, seed=9)[0]
+    assert [one.attribute[0].i for one in after.graph.node if one.op_type == "LSTM"] == [4, 4]
+    (old,), (new,) = compute(proto, feeds), compute(after, feeds)
+    assert np.square(new - old).sum() < 1e-3 * np.square(old).sum()

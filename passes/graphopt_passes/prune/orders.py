@@ -18,7 +18,7 @@ from graphopt_passes.prune.selection import Order, ordered
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.refit.kept import fit_kept
-from graphopt_passes.refit.recurrent import fittable
+from graphopt_passes.refit.recurrent import Layer, Recurrent, fittable
 from graphopt_passes.refit.teacher import MOST_COLUMNS
 
 
@@ -83,9 +83,20 @@ def _order(network: Network, group: Group, pairs: Mapping[str, Shares]) -> Order
     found: list[Reader] = []
     for layer in network.read_by(group):
         known = pairs.get(layer.name)
-        found += readers(group, layer, known.fit if known is not None else None)
+        if known is not None or not _had_no_state(network, group, layer):
+            found += readers(group, layer, known.fit if known is not None else None)
     select = network.task.options.select
     return ordered(found, _norms(group, select), select)
+
+
+def _had_no_state(network: Network, group: Group, layer: Layer) -> bool:
+    """Whether samples were run, and no step of theirs gave a state that a recurrence reads.
+
+    Sequences of one step whose initial state is given are such: of these units the layer is no reader.
+    """
+    makes = any(member.port is not None and member.port.node is layer.node for member in group.producers)
+    watched = bool(network.samples) and layer.columns <= MOST_COLUMNS
+    return isinstance(layer, Recurrent) and makes and watched
 
 
 def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Shares]) -> Model:

@@ -2,6 +2,9 @@
 
 A layer sums over columns; each unit of a group stands for some of them: the kernel positions of a channel,
 the pixels of one behind Flatten. A Conv with groups of channels counts as several readers.
+
+A layer may make the group that it reads, such as a recurrent layer, or the last one of a residual block. Then
+a unit has rows of it, too, which go with the unit: what they read of it is no loss.
 """
 
 from __future__ import annotations
@@ -49,12 +52,14 @@ class Seen:
         h: Σ(x−x̄)(x−x̄)ᵀ, damped, float64 [columns, columns].
         energy: what the layer's outputs vary, in the unit of W·H·Wᵀ.
         columns: of each unit, [width, columns of a unit].
+        own: the unit that goes with each row, [channels]; -1 for rows that stay.
     """
 
     rows: Doubles
     h: Doubles
     energy: float
     columns: Columns
+    own: Columns
     inverse: Doubles = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,31 +69,44 @@ class Seen:
         """tr(W_c·(H⁻¹)_cc⁻¹·W_cᵀ): optimal brain surgeon for blocks (Hassibi and Stork 1993)."""
         columns = self.columns[units]
         blocks = np.linalg.inv(self.inverse[columns[:, :, None], columns[:, None, :]])
-        return self._quadratic(columns, np.asarray(blocks, np.float64))
+        return self._quadratic(units, np.asarray(blocks, np.float64))
 
     def remove(self, units: Columns) -> None:
-        """W − W_c·(H⁻¹)_cc⁻¹·(H⁻¹)_c, and the same for H⁻¹."""
+        """W − W_c·(H⁻¹)_cc⁻¹·(H⁻¹)_c, and the same for H⁻¹; their own rows go."""
         gone = self.columns[units].reshape(-1)
         turned = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
         self.rows = self.rows - self.rows[:, gone] @ turned
         self.inverse = self.inverse - self.inverse[:, gone] @ turned
         self.rows[:, gone] = 0.0
+        self.rows[np.isin(self.own, units)] = 0.0
         self.inverse[gone, gone] = 1.0  # of what is gone nothing is read again
 
     def parts(self) -> Doubles:
         """tr(W_c·H_cc·W_cᵀ)."""
         columns = self.columns
-        return self._quadratic(columns, self.h[columns[:, :, None], columns[:, None, :]])
+        return self._quadratic(self._all, self.h[columns[:, :, None], columns[:, None, :]])
 
     def products(self) -> Doubles:
         """Σ (H∘WᵀW) over the columns of both units (He et al. 2017, without stored activations)."""
-        products = self.h * (self.rows.T @ self.rows)
+        weights = np.zeros_like(self.rows)
+        weights[:, self.columns] = self._weights(self._all)
+        products = self.h * (weights.T @ weights)
         by_row = products[self.columns].sum(axis=1)  # [width, all columns]
         found: Doubles = by_row[:, self.columns].sum(axis=2)
         return found / self.energy
 
-    def _quadratic(self, columns: Columns, blocks: Doubles) -> Doubles:
-        weights = self.rows[:, columns]  # [channels, units, columns of a unit]
+    @property
+    def _all(self) -> Columns:
+        return np.arange(len(self.columns))
+
+    def _weights(self, units: Columns) -> Doubles:
+        """W_c of each unit, 0 in the unit's own rows, [channels, units, columns of a unit]."""
+        weights: Doubles = self.rows[:, self.columns[units]]
+        weights[self.own[:, None] == units] = 0.0
+        return weights
+
+    def _quadratic(self, units: Columns, blocks: Doubles) -> Doubles:
+        weights = self._weights(units)
         found: Doubles = np.einsum("muk,ukl,mul->u", weights, blocks, weights, optimize=True)
         return found / self.energy
 
@@ -98,18 +116,22 @@ class Blind:
     """A layer of whose inputs nothing is known: as if they were independent and of one size.
 
     Attributes:
-        sizes: Σw² of each unit's columns, as a share of all of them, float64 [width].
+        sizes: Σw² of each unit's columns without its own rows, as a share of all w², float64 [width].
     """
 
     sizes: Doubles
 
     @classmethod
-    def of(cls, layer: Layer, columns: Columns) -> Blind:
-        """Of a layer whose units have these columns; its weight is read a part at a time."""
-        rows, total = layer.rows(), np.zeros(layer.columns)
+    def of(cls, layer: Layer, columns: Columns, own: Columns) -> Blind:
+        """Of a layer whose units have these columns and rows; its weight is read a part at a time."""
+        rows, sizes, energy = layer.rows(), np.zeros(len(columns)), 0.0
         for start in range(0, len(rows), _AT_ONCE):
-            total += np.square(rows[start : start + _AT_ONCE], dtype=np.float64).sum(axis=0)
-        return cls(total[columns].sum(axis=1) / (float(total.sum()) or 1.0))
+            part = slice(start, start + _AT_ONCE)
+            squares = np.square(rows[part], dtype=np.float64)
+            energy += float(squares.sum())
+            by_unit = squares[:, columns].sum(axis=2)  # [rows, width]
+            sizes += np.where(own[part, None] == np.arange(len(columns)), 0.0, by_unit).sum(axis=0)
+        return cls(sizes / (energy or 1.0))
 
     def costs(self, units: Columns) -> Doubles:
         """Nothing can make up for them."""
@@ -136,16 +158,16 @@ def readers(group: Group, layer: Layer, sums: Sums | None) -> Iterator[Reader]:
         layer: one that consumes it.
         sums: over its inputs and outputs; None if nothing is known.
     """
-    columns = unit_columns(group, layer)
+    columns, own = unit_columns(group, layer), _own_rows(group, layer)
     if sums is None:
-        yield Blind.of(layer, columns)
+        yield Blind.of(layer, columns, own.reshape(-1))
         return
     for index, rows in enumerate(layer.fit().rows):
         mean = sums.x[index] / max(sums.count, 1) if layer.can_shift else np.zeros(layer.columns)
         h = sums.xx[index] - sums.count * np.outer(mean, mean)
         scale = float(np.trace(h)) / layer.columns or 1.0
         energy = float(variation(sums)[index].sum()) or 1.0
-        yield Seen(rows, h + DAMP * scale * np.eye(layer.columns), energy, columns)
+        yield Seen(rows, h + DAMP * scale * np.eye(layer.columns), energy, columns, own[index])
 
 
 def unit_columns(group: Group, layer: Layer) -> Columns:
@@ -154,6 +176,16 @@ def unit_columns(group: Group, layer: Layer) -> Columns:
     order = np.argsort(units, kind="stable")
     inside = order[units[order] >= 0]
     return inside.reshape(group.width, -1)
+
+
+def _own_rows(group: Group, layer: Layer) -> Columns:
+    """The unit that each row of a layer makes, [groups, channels/groups]; -1 for those of other groups."""
+    shape = (layer.groups, layer.channels // layer.groups)
+    for member in group.producers:
+        if member.port is not None and member.port.node is layer.node and member.port.index in layer.weights:
+            # all directions of a recurrent layer make the same units
+            return np.broadcast_to(member.units.reshape(-1, shape[1]), shape)
+    return np.full(shape, -1)
 
 
 def _units(group: Group, layer: Layer) -> Columns:

@@ -2,8 +2,8 @@
 
 It is to give from what it still reads what all of [W R] gives, step by step, from its present inputs and the
 states that it had before: so its target follows from the sums of what it reads, z being linear in that. A GRU
-multiplies a gate with its state on the way, so that there W and R are fitted apart, and no mean moves to the
-bias.
+multiplies a gate with its state on the way, so that there W and R are fitted apart, and only the mean of W·x
+moves to the bias.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.rewrite import RefusedError
+from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.pairs import Sums
 from graphopt.runtime.steps import Steps
 from graphopt_passes.refit.linear import Linear, linear_layers, put_constant
 from graphopt_passes.refit.solve import Fit
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-_W, _R, _B, _LENGTHS = 1, 2, 3, 4  # places among the inputs
+_W, _R, _B, _LENGTHS, _INITIAL = 1, 2, 3, 4, 5  # places among the inputs
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,16 @@ class Recurrent:
 
     @property
     def can_shift(self) -> bool:
-        """Whether a mean may move to the bias."""
-        return self.op != "GRU"
+        """Whether means may move to the bias; ``targets`` has those that may."""
+        return True
 
     def steps(self, held_every: int) -> Steps:
         """What to gather of its input and its states."""
         direction = g.attribute(self.node, "direction", "forward")
         text = direction.decode() if isinstance(direction, bytes) else direction
         backward = {"forward": (False,), "reverse": (True,)}.get(text, (False, True))
-        return Steps(self.inputs, self.hidden, backward, held_every)
+        from_zero = not any(value is not None for value in self.node.inputs[_INITIAL : _INITIAL + 1])
+        return Steps(self.inputs, self.hidden, backward, from_zero, held_every)
 
     def fit(self) -> Fit:
         """[W R] and b, [directions, gates·hidden, …]."""
@@ -117,28 +119,30 @@ class Recurrent:
 
     def targets(self, sums: Sums) -> Sums:
         """Sums over what is read, with those of what this layer makes of it."""
-        weight, xx = self.fit(), self._apart(sums.xx)
+        weight, (xx, x) = self.fit(), self._apart(sums)
         w, b = weight.rows, weight.bias
-        xy = np.einsum("gij,gcj->gic", xx, w) + np.einsum("gi,gc->gic", sums.x, b)
-        product = np.einsum("gcj,gj->gc", w, sums.x)
+        xy = np.einsum("gij,gcj->gic", xx, w) + np.einsum("gi,gc->gic", x, b)
+        product = np.einsum("gcj,gj->gc", w, x)
         squares = np.einsum("gcj,gcj->gc", w @ xx, w)
         return Sums(
             xx,
             xy,
-            sums.x,
+            x,
             product + sums.count * b,
             squares + b * (2 * product + sums.count * b),
             sums.count,
         )
 
-    def _apart(self, xx: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A GRU's without what inputs and states have in common."""
-        if self.can_shift:
-            return xx
-        apart = xx.copy()
-        apart[:, : self.inputs, self.inputs :] = 0.0
-        apart[:, self.inputs :, : self.inputs] = 0.0
-        return apart
+    def _apart(self, sums: Sums) -> tuple[Doubles, Doubles]:
+        """Σ xxᵀ and Σ x, a GRU's as if states had the mean 0 and nothing in common with inputs.
+
+        A gate lies between R·h and the rest, so that neither inputs nor a bias can stand in for states.
+        """
+        xx, x, inputs = sums.xx.copy(), sums.x.copy(), self.inputs
+        if self.op == "GRU":
+            xx[:, :inputs, inputs:] = xx[:, inputs:, :inputs] = 0.0
+            x[:, inputs:] = 0.0
+        return xx, x
 
     def write(self, model: Model, run: Run, fit: Fit) -> None:
         """Put another W, R and b into the graph that the layer was read from, as float32."""
