@@ -74,7 +74,7 @@ class Steps:
     def _rows(self, x: Array, states: Array, backward: bool) -> Array:
         if backward:
             x, states = x[::-1], states[::-1]
-        apart = -(-x.shape[1] // _MOST)  # sequences
+        apart = -(-x.shape[1] // _MOST) or 1  # sequences
         x, states = x[:, ::apart], states[:, ::apart]
         steps = self._steps(*x.shape[:2])
         before = states[steps - 1]
@@ -84,5 +84,5 @@ class Steps:
     def _steps(self, time: int, batch: int) -> NDArray[np.int64]:
         """As many as fit with all sequences of a batch; of few not the first, whose state tells little."""
         steps = np.arange(0 if self.from_zero else 1, time)
-        every = max(-(-len(steps) // (_MOST // batch)), 1)
+        every = max(-(-len(steps) // (_MOST // max(batch, 1))), 1)
         return steps[every // 2 :: every]

@@ -111,6 +111,11 @@ def test_of_many_steps_the_same_are_read_of_all_sequences(time: int, batch: int,
     assert len(set(np.diff(steps))) < 2 and (from_zero or 0 not in steps)
 
 
+def test_an_empty_batch_has_no_rows() -> None:
+    rows, _ = Steps(1, 2, (False,), True).read(np.zeros((3, 0, 1)), np.zeros((3, 1, 0, 2)), 0)
+    assert rows.shape == (1, 0, 3)
+
+
 @pytest.mark.parametrize("wrong", [(6, 1, BATCH, HIDDEN), (TIME, 2, BATCH, HIDDEN), (TIME, 1, BATCH, 4)])
 def test_states_of_another_layer_are_refused(wrong: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="gives"):
