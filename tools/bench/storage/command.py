@@ -67,8 +67,8 @@ def of_model(name: str, folder: Path, seconds: float) -> Facts:
 
 
 def optimized(model: Path, result: Path, *arguments: str) -> Facts:
-    """Let graphopt optimize a model."""
-    tail = [str(model), str(result), "--no-measure", "--threads", "1", *arguments]
+    """Let graphopt optimize a model; weights that callers may override are taken as they are."""
+    tail = [str(model), str(result), "--no-measure", "--threads", "1", "--freeze-initializers", *arguments]
     return convert([sys.executable, "-m", "graphopt", "optimize", *tail], [model], result, LIMITS)
 
 
