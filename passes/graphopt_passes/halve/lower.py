@@ -100,9 +100,12 @@ class _Search:
 
     def _without_kernel(self) -> dict[str, str]:
         """The nodes of one more operator that the runtime here has no half kernel for; empty if it loads."""
-        path = self.task.write(self.trials.build(self.reasons)[0])
+        worker, model = self.task.worker, self.trials.build(self.reasons)[0]
         try:
-            with self.task.worker.opened(path, self.task.target, self.task.options.threads):
+            with (
+                worker.pool.written(model) as path,
+                worker.opened(path, self.task.target, self.task.options.threads),
+            ):
                 return {}
         except WorkerError as error:
             found = _NO_KERNEL.search(str(error))
