@@ -267,6 +267,17 @@ def test_conversion_is_reused_only_for_the_same_sources(tmp_path):
         assert facts["why"] == "" and facts["bytes"] == 1 and runs.read_text() == expected
 
 
+def test_conversion_is_not_reused_without_its_result(tmp_path):
+    source, result = tmp_path / "m", tmp_path / "r.onnx"
+    source.write_bytes(b"one")
+    program = f"open({str(result)!r}, 'w').write('y')"
+    for _ in range(2):
+        command = [sys.executable, "-c", program]
+        assert convert(command, [source], result, Limits(60, 10**10), reuse=True)["why"] == ""
+        assert result.exists()
+        result.unlink()
+
+
 def test_what_a_contestant_leaves_in_its_folder_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = f"open('left-behind', 'w'); open({str(tmp_path / 'r.onnx')!r}, 'w').write('y')"

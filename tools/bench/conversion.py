@@ -46,7 +46,7 @@ def convert(
     record, mark = result.with_suffix(".json"), fingerprint(sources)
     if reuse and record.exists():
         facts: Facts = json.loads(record.read_text())
-        if facts["mark"] == mark:
+        if facts["mark"] == mark and (facts["why"] or result.exists()):
             return facts
     result.unlink(missing_ok=True)
     limited = ["prlimit", f"--data={limits.bytes}:", *command]
