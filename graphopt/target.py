@@ -26,7 +26,7 @@ class Target:
 
     @property
     def exact(self) -> Target:
-        """The same without rounding of floats before they are multiplied, which hides smaller errors."""
+        """The same without CUDA's rounding of what is multiplied, which hides smaller errors."""
         return replace(self, tf32=False) if _CUDA in self.providers else self
 
     @property

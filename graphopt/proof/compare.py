@@ -14,6 +14,7 @@ from graphopt.progress import Progress, silent
 from graphopt.proof.measure import Comparison, compare
 from graphopt.proof.verdict import Verdict
 from graphopt.proof.verify import Verifier
+from graphopt.runtime.probe import require
 from graphopt.runtime.values import Tensor
 from graphopt.runtime.worker import Worker
 from graphopt.samples.sampling import Samples
@@ -108,6 +109,7 @@ def verify(a: Path, b: Path, conditions: Conditions, progress: Progress = silent
         if breaking:
             return Verification(False, tuple(breaking), other, None)
         progress("verifying")
+        require(worker, target)
         verifier = Verifier(
             worker,
             a,
@@ -131,6 +133,7 @@ def bench(a: Path, b: Path, conditions: Conditions, progress: Progress = silent)
     comparisons = []
     with conditions.worker() as worker:
         progress("loading")
+        require(worker, target)
         original, other = Model.load(a), Model.load(b)
         for index, shapes in enumerate(workloads):
             progress("measuring", index, len(workloads))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import UsageError, WorkerError
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU, Target
 
@@ -13,12 +13,24 @@ def missing(worker: Worker, target: Target) -> str:
     """Why no model can run on the target here, in one line; empty if one can."""
     if target.providers == CPU.providers:
         return ""
-    if target.providers[0] not in worker.providers():
-        return f"{target.providers[0]} is not available here"
+    offered = worker.providers()
+    if absent := [name for name in target.providers if name not in offered]:
+        return f"{absent[0]} is not available here"
     from onnx import parser
 
     try:
         with worker.opened(parser.parse_model(_PROBE).SerializeToString(), target):
             return ""
-    except GraphoptError as error:
+    except WorkerError as error:
         return str(error)
+
+
+def require(worker: Worker, target: Target) -> None:
+    """Refuse a target that no model can run on here.
+
+    Raises:
+        UsageError: it does not start, or is not installed.
+    """
+    if reason := missing(worker, target):
+        told = "install graphopt[gpu] and the device's driver, or choose another target"
+        raise UsageError(f"target '{target.name}' does not run here, {reason}: {told}")

@@ -77,3 +77,35 @@ def test_what_the_target_cannot_run_is_not_emitted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Trials, "executed", fails)
     result = lowered("fp16")
     assert any("ONNX Runtime cannot run it: no such kernel" in note for note in result.report.notes)
+
+
+def contrib(first: str) -> onnx.ModelProto:
+    """Products with an operator of ONNX Runtime's own between them."""
+    body = f"a = MatMul(x, w)  b = com.microsoft.{first}  y = MatMul(b, w)"
+    weight = (np.random.default_rng(0).standard_normal((64, 64)) / 8).astype(np.float32)
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[N,64] x) => (float[N,64] y) {{ {body} }}"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    return proto
+
+
+@pytest.mark.parametrize("node", ["FusedMatMul(a, w)", "FastGelu(a)"])
+def test_so_do_those_that_the_runtime_replaces_by_others(node: str) -> None:
+    """It names a part of FastGelu, which no node of the model is."""
+    result = graphopt.optimize(contrib(node), precision="bf16", target="cuda", measure=False, threads=1)
+    reasons = {layer.op: layer.reason for layer in result.report.layers}
+    assert reasons[node.partition("(")[0]] == "ONNX Runtime has no kernel for it in bfloat16 on cuda"
+    assert not any("Could not find" in note for note in result.report.notes)
+
+
+def test_a_converted_interface_is_judged_with_its_rounding() -> None:
+    """The result that is run here has another interface, and is better."""
+    scores = {}
+    for converted in (False, True):
+        options = {"measure": False, "threads": 1, "convert_io": converted}
+        result = graphopt.optimize(product(), precision="fp16", target="cuda", **options)
+        assert result.report.accuracy is not None
+        scores[converted] = result.report.accuracy.after.outputs[0].sqnr_db
+    assert scores[True] < scores[False] - 0.1

@@ -257,6 +257,20 @@ def test_a_first_step_counts_where_its_state_is_known(kind: str, worker: Worker)
     assert found.fit.count == 6 * (TIME - 1) * BATCH
 
 
+@pytest.mark.parametrize(("fill", "first"), [(0, True), (1, False)])
+@pytest.mark.parametrize("expanded", [True, False])
+def test_an_initial_state_of_zeros_is_known(fill: int, first: bool, expanded: bool, worker: Worker) -> None:
+    proto = recurrent("LSTM")
+    proto.graph.node[0].input.extend(["", "h"])
+    state = np.full((1, 1 if expanded else BATCH, HIDDEN), fill, np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(state, "e" if expanded else "h"))
+    if expanded:
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([1, BATCH, HIDDEN]), "size"))
+        proto.graph.node.insert(0, onnx.helper.make_node("Expand", ["e", "size"], ["h"]))
+    _, found = gathered(proto, samples(8), worker)
+    assert found.fit.count == 6 * (TIME - (not first)) * BATCH
+
+
 def test_layers_that_share_their_weights_are_fitted_apart() -> None:
     """What one reads says nothing of the other: here the units that are left make up for others."""
     proto = onnx.parser.parse_model(

@@ -7,7 +7,6 @@ return to float, as few as possible.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,6 +20,7 @@ from graphopt.target import REFERENCE
 from graphopt_passes.halve.biases import dequantize_biases
 from graphopt_passes.halve.convert import Halved
 from graphopt_passes.halve.hazards import beyond, hazards, requests, sizes
+from graphopt_passes.halve.kernels import lacking, name_all
 from graphopt_passes.halve.layer_report import Findings
 from graphopt_passes.halve.masks import soften
 from graphopt_passes.halve.opset import raise_for
@@ -34,7 +34,6 @@ _STORE = {
     "bfloat16": "--store bf16 halves the file, and leaves the latency as it is",
 }
 _NOTHING = 1e-11  # noise power of a node that was not rounded at all
-_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(")
 _BLAMED = 32  # nodes of which the noise is measured one by one
 
 
@@ -75,8 +74,8 @@ class _Search:
             return Outcome(None, f"drawn samples do not run; give some with --data, or --shape: {error}")
         if on_cpu and (reason := self._no_faster()):
             return Outcome(None, reason, notes=(*self.notes, store))
-        while self._is_there and (lacking := self._without_kernel()):
-            self.reasons |= lacking
+        while self._is_there and (unfit := self._without_kernel()):
+            self.reasons |= unfit
         judged = self.trials.judged(self.reasons)
         if not judged.halved.nodes:
             return self._refuse(f"no node can be {self.half}", judged)
@@ -99,8 +98,9 @@ class _Search:
         self.statistics = statistics
 
     def _without_kernel(self) -> dict[str, str]:
-        """The nodes of one more operator that the runtime here has no half kernel for; empty if it loads."""
-        worker, model = self.task.worker, self.trials.build(self.reasons)[0]
+        """Some more nodes that the runtime here has no half kernel for; empty if there are none."""
+        worker, (model, halved, _) = self.task.worker, self.trials.build(self.reasons)
+        name_all(model.ir)
         try:
             with (
                 worker.pool.written(model) as path,
@@ -108,12 +108,10 @@ class _Search:
             ):
                 return {}
         except WorkerError as error:
-            found = _NO_KERNEL.search(str(error))
-        why = f"ONNX Runtime has no kernel for it in {self.half} on {self.task.target.name}"
-        named = {
-            g.output_name(node): why for node in g.nodes(self.model.ir) if found and g.is_op(node, found[1])
-        }
-        return {name: why for name, why in named.items() if name not in self.reasons}
+            found = lacking(str(error), model.ir, self.model.ir, halved.nodes)
+        return dict.fromkeys(
+            found, f"ONNX Runtime has no kernel for it in {self.half} on {self.task.target.name}"
+        )
 
     def _gathered(self) -> Statistics:
         return self.task.collector.collect(self.model, requests(self.model), self.task.division.calibration)
@@ -245,9 +243,11 @@ class _Search:
             return judged
         self.task.progress(f"judging {self.half} on {self.task.target.name}")
         try:
-            return self.trials.executed(judged)
+            found = self.trials.executed(judged)
         except WorkerError as error:
             return replace(judged, holds=False, reason=f"ONNX Runtime cannot run it: {error}")
+        keeps_io = self._interface[0]  # else the score is of another interface than what is written
+        return found if keeps_io or not found.holds else judged
 
     def _measured(self, judged: Judged) -> Trial:
         path = self.task.write(replace(self.trials, keep_io=True).build(judged.kept)[0])

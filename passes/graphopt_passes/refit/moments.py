@@ -56,7 +56,7 @@ def moments(
     whole = {one.name: one for one in recurrent_layers(teacher)}
     for layer, found in _gathered(collector, teacher, student, kinds, samples):
         assert isinstance(found, Pairs)
-        yield layer, _Targets.of(whole[layer.name], found) if isinstance(layer, Recurrent) else found
+        yield layer, _with_targets(layer, whole, found)
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,19 @@ def moments_or_rows(
     collector: Collector,
     teacher: Model,
     student: Model,
-    layers: Iterable[Linear],
+    layers: Iterable[Layer],
     samples: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[Linear, Pairs | RowPairs]]:
+) -> Iterator[tuple[Layer, Shares | RowPairs]]:
     """As :func:`moments`, but rows of layers with more than :data:`MOST_COLUMNS` columns."""
-    count = length_hint(samples) or 1
-    kinds = [(layer, (_rows if _is_wide(layer) else _paired)(layer, count)) for layer in layers]
-    yield from _gathered(collector, teacher, student, kinds, samples)
+    kinds = [(layer, _sums_or_rows(layer, length_hint(samples) or 1)) for layer in layers]
+    whole = {one.name: one for one in recurrent_layers(teacher)}
+    for layer, found in _gathered(collector, teacher, student, kinds, samples):
+        yield layer, found if isinstance(found, RowPairs) else _with_targets(layer, whole, found)
+
+
+def _with_targets(layer: Layer, teachers: Mapping[str, Recurrent], found: Pairs) -> Shares:
+    """Sums with what a layer is to give, which for recurrent ones follows from the teacher's weights."""
+    return _Targets.of(teachers[layer.name], found) if isinstance(layer, Recurrent) else found
 
 
 def _gathered(
@@ -109,8 +115,11 @@ def _sums(layer: Layer, samples: int) -> Paired | Steps:
     return layer.steps(HELD_EVERY) if isinstance(layer, Recurrent) else _paired(layer, samples)
 
 
-def _is_wide(layer: Linear) -> bool:
-    return layer.columns > MOST_COLUMNS and layer.groups == 1
+def _sums_or_rows(layer: Layer, samples: int) -> Paired | PairedRows | Steps:
+    """The same; rows of a wide layer."""
+    if isinstance(layer, Linear) and layer.columns > MOST_COLUMNS and layer.groups == 1:
+        return _rows(layer, samples)
+    return _sums(layer, samples)
 
 
 def _paired(layer: Linear, samples: int) -> Paired:

@@ -90,6 +90,11 @@ class Recurrent:
         return {_W: self.inputs, _R: self.hidden}
 
     @property
+    def size(self) -> int:
+        """Numbers of W and R."""
+        return self.channels * self.columns
+
+    @property
     def kernel(self) -> int:
         """Columns of a number, as a Conv has several."""
         return 1
@@ -104,7 +109,7 @@ class Recurrent:
         direction = g.attribute(self.node, "direction", "forward")
         text = direction.decode() if isinstance(direction, bytes) else direction
         backward = {"forward": (False,), "reverse": (True,)}.get(text, (False, True))
-        from_zero = not any(value is not None for value in self.node.inputs[_INITIAL : _INITIAL + 1])
+        from_zero = all(map(_is_zero, self.node.inputs[_INITIAL : _INITIAL + 1]))
         return Steps(self.inputs, self.hidden, backward, from_zero, held_every)
 
     def fit(self) -> Fit:
@@ -187,6 +192,18 @@ def fittable(model: Model) -> dict[str, Layer]:
 def recurrent_layers(model: Model) -> Iterator[Recurrent]:
     """Those of the main graph that can be fitted."""
     yield from (one for one in map(_recurrent, model.ir.graph) if one is not None)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    """Whether an initial state is zeros, or left out, which means the same."""
+    node = value.producer() if value is not None else None
+    if node is not None and g.is_op(node, "Expand"):
+        return _is_zero(node.inputs[0])
+    if node is not None and g.is_op(node, "ConstantOfShape"):
+        fill = g.attribute(node, "value")
+        return fill is None or not fill.numpy().any()
+    found = g.array(value)
+    return value is None or (found is not None and not found.any())
 
 
 def _recurrent(node: ir.Node) -> Recurrent | None:

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from graphopt.runtime.pairs import Pairs, RowPairs, Sums
+from graphopt.runtime.pairs import RowPairs, Shares, Sums
 from graphopt_passes.prune.allocation import Choice
-from graphopt_passes.refit.linear import Linear
+from graphopt_passes.refit.recurrent import Layer
 from graphopt_passes.refit.solve import Fit, Problem
 from graphopt_passes.sparsify.fitting import Fitter, unfitted
 from graphopt_passes.sparsify.patterns import Anywhere
@@ -30,7 +30,7 @@ _FEWEST = 8  # channels
 _LEAST = 1e-9  # error: float32 has no smaller one
 
 
-def curve(fitter: Fitter, layer: Linear, pairs: Pairs | RowPairs) -> dict[float, float]:
+def curve(fitter: Fitter, layer: Layer, pairs: Shares | RowPairs) -> dict[float, float]:
     """The error at each of :data:`DENSITIES`, not falling as more is removed."""
     errors = (
         _rows_errors(fitter, layer, pairs) if isinstance(pairs, RowPairs) else _errors(fitter, layer, pairs)
@@ -39,17 +39,17 @@ def curve(fitter: Fitter, layer: Linear, pairs: Pairs | RowPairs) -> dict[float,
     return dict(zip(DENSITIES, itertools.accumulate(known, max), strict=True))
 
 
-def blind(layer: Linear) -> dict[float, float]:
+def blind(layer: Layer) -> dict[float, float]:
     """The curve of a layer of whose inputs nothing is known."""
     return {density: max(unfitted(layer, Anywhere(density)).error, _LEAST) for density in DENSITIES}
 
 
-def _rows_errors(fitter: Fitter, layer: Linear, pairs: RowPairs) -> list[float]:
+def _rows_errors(fitter: Fitter, layer: Layer, pairs: RowPairs) -> list[float]:
     wide, every = fitter.wide(layer, pairs), max(layer.channels // _FEWEST, 1)
     return [wide.sparse(Anywhere(density), every)[1] for density in DENSITIES]
 
 
-def _errors(fitter: Fitter, layer: Linear, pairs: Pairs) -> list[float]:
+def _errors(fitter: Fitter, layer: Layer, pairs: Shares) -> list[float]:
     start, fit, held = _part(layer.fit(), pairs.fit, pairs.held)
     problem = Problem.of(fit, start, shifts=layer.can_shift)
     found = fitter.masks(layer, problem, [Anywhere(density) for density in DENSITIES])

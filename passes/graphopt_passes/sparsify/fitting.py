@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.runtime.accumulators import Doubles
-from graphopt.runtime.pairs import Pairs, RowPairs, Sums
+from graphopt.runtime.pairs import RowPairs, Shares, Sums
 from graphopt_passes.refit.linear import Linear
+from graphopt_passes.refit.recurrent import Layer
 from graphopt_passes.refit.solve import RIDGES, Fit, Mask, Problem
 from graphopt_passes.sparsify import masks
 from graphopt_passes.sparsify.patterns import Groups, Pattern, along_channels
@@ -48,7 +49,7 @@ class Fitter:
     method: str = "obs"
     refit: bool = True
 
-    def sparse(self, layer: Linear, pairs: Pairs | RowPairs, pattern: Pattern | None) -> Sparse:
+    def sparse(self, layer: Layer, pairs: Shares | RowPairs, pattern: Pattern | None) -> Sparse:
         """A layer fitted on the best of several masks and ridges, by the samples that fit nothing.
 
         Args:
@@ -71,18 +72,19 @@ class Fitter:
         whole = Problem.of(pairs.fit + pairs.held, start, shifts=layer.can_shift)
         return Sparse(_solved(whole, mask, best), errors[best])
 
-    def wide(self, layer: Linear, pairs: RowPairs) -> Wide:
+    def wide(self, layer: Layer, pairs: RowPairs) -> Wide:
         """How a layer is made sparse of which only rows are known."""
+        assert isinstance(layer, Linear)
         return Wide(layer, pairs, self.method == "magnitude", self.refit)
 
-    def rough(self, layer: Linear, pairs: Pairs | RowPairs, pattern: Pattern) -> Fit:
+    def rough(self, layer: Layer, pairs: Shares | RowPairs, pattern: Pattern) -> Fit:
         """A layer made sparse without a choice between masks and ridges."""
         if isinstance(pairs, RowPairs):
             return self.wide(layer, pairs).sparse(pattern)[0]
         problem = Problem.of(pairs.fit, layer.fit(), shifts=layer.can_shift)
         return self.left(problem, next(self.masks(layer, problem, [pattern])))
 
-    def _mask(self, layer: Linear, problem: Problem, pattern: Pattern, held: Sums) -> Mask:
+    def _mask(self, layer: Layer, problem: Problem, pattern: Pattern, held: Sums) -> Mask:
         """The mask on which what is left errs least."""
         seen = self._seen(layer, problem, pattern)
         tried = list(self._chosen(seen, [pattern]))
@@ -96,7 +98,7 @@ class Fitter:
         """What is left on a mask."""
         return problem.masked(mask, _DAMP) if self.refit else _masked(problem.start, mask)
 
-    def masks(self, layer: Linear, problem: Problem, patterns: Sequence[Pattern]) -> Iterator[Mask]:
+    def masks(self, layer: Layer, problem: Problem, patterns: Sequence[Pattern]) -> Iterator[Mask]:
         """A mask for each of some patterns of one kind."""
         return self._chosen(self._seen(layer, problem, patterns[0]), patterns)
 
@@ -109,7 +111,7 @@ class Fitter:
             found = (masks.magnitude(seen.w, pattern) for pattern in patterns)
         return map(seen.back, found)
 
-    def _seen(self, layer: Linear, problem: Problem, pattern: Pattern) -> _Seen:
+    def _seen(self, layer: Layer, problem: Problem, pattern: Pattern) -> _Seen:
         w = problem.dense(_DAMP).rows if self.refit else problem.start.rows
         h, _ = problem.damped(_DAMP)
         order = order_of(layer, pattern)
@@ -134,12 +136,12 @@ class _Seen:
         return mask[:, :, self.undone]
 
 
-def order_of(layer: Linear, pattern: Pattern) -> NDArray[np.int64]:
+def order_of(layer: Layer, pattern: Pattern) -> NDArray[np.int64]:
     """The order of a layer's columns in which a pattern sees them."""
     return along_channels(layer.columns, layer.kernel if isinstance(pattern, Groups) else 1)
 
 
-def unfitted(layer: Linear, pattern: Pattern) -> Sparse:
+def unfitted(layer: Layer, pattern: Pattern) -> Sparse:
     """A layer of whose inputs nothing is known: its largest weights; the error is that of the weights."""
     start = layer.fit()
     order = order_of(layer, pattern)

@@ -24,8 +24,8 @@ from graphopt_passes.prune.allocation import Choice, allocate
 from graphopt_passes.prune.search import Attempt, searched
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
-from graphopt_passes.refit.linear import Linear, layers_of
 from graphopt_passes.refit.moments import moments_or_rows
+from graphopt_passes.refit.recurrent import Layer, fittable
 from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.teacher import Teacher
 from graphopt_passes.sparsify.curves import DENSITIES, blind, choices, curve
@@ -70,7 +70,7 @@ class Sparsifier:
         return Teacher(self.task)
 
     @cached_property
-    def layers(self) -> dict[str, Linear]:
+    def layers(self) -> dict[str, Layer]:
         """The layers that may become sparse, by name; those that may not are noted."""
         teacher, run = self.teacher, self.task.new_run()
         found, refused = candidates(teacher.model, teacher.found, run, self.amount)
@@ -153,7 +153,7 @@ class Sparsifier:
 
     def _variant(self, name: str, fit: Fit) -> Model:
         model = self.teacher.model.clone()
-        layers_of(model)[name].write(model, self.task.new_run(), fit)
+        fittable(model)[name].write(model, self.task.new_run(), fit)
         return model
 
     # The layers, one after the other.
@@ -162,7 +162,8 @@ class Sparsifier:
         self, student: Model, run: Run, patterns: Mapping[str, Pattern]
     ) -> Iterator[tuple[str, Sparse]]:
         """Fit a student's layers in place; those that were made sparse, or fitted to make up for others."""
-        layers = {name: one for name, one in layers_of(student).items() if name in self.teacher.layers}
+        known = self.layers.keys() | self.teacher.layers.keys()
+        layers = {name: one for name, one in fittable(student).items() if name in known}
         if not self.teacher.samples:
             for name, pattern in patterns.items():
                 sparse = unfitted(layers[name], pattern)
