@@ -79,7 +79,7 @@ class Collector:
         target: where they run.
         threads: ONNX Runtime's intra-op threads; 0 is its default.
         memory: bytes for watched activations and accumulators at a time. A single value that needs more is
-            watched alone.
+            watched alone. Weights that take more stay in their file, where kernels read them somewhat slower.
         progress: told how many runs of how many are done.
     """
 
@@ -241,9 +241,10 @@ class _Run:
     def _with(self, tapped: Model, use: Callable[[Session], Result]) -> Result:
         """Use a session of a tapped model, as optimized as it runs."""
         with self.how.worker.pool.written(tapped) as path:
+            prepacks = _weight_bytes(tapped) <= self.how.memory
             for level in _LEVELS:
                 self.current = ""
-                target = replace(self.how.target, level=level)
+                target = replace(self.how.target, level=level, prepacks=prepacks)
                 try:
                     with self.how.worker.opened(path, target, self.how.threads) as session:
                         return use(session)
@@ -263,6 +264,12 @@ class _Run:
             if groups:
                 self.how.progress("calibrating", done * (count or 0) + index, count and count * groups)
             yield sample
+
+
+def _weight_bytes(model: Model) -> int:
+    """Of the initializers of the main graph; none is read."""
+    values = model.ir.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 def _statistics(

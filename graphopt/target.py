@@ -15,14 +15,16 @@ class Target:
     """One place to run a model.
 
     ``providers`` are ONNX Runtime's names in order of preference; ``level`` is the graph optimization level
-    that the user's own session will have (ONNX Runtime's default is ``all``). ``tf32`` lets CUDA round what
-    it multiplies to 10 bits, as ONNX Runtime does by default.
+    that the user's own session will have (ONNX Runtime's default is ``all``). As is its default, too,
+    ``tf32`` lets CUDA round what it multiplies to 10 bits, and ``prepacks`` holds copies of weights in memory
+    in the order in which kernels read them.
     """
 
     name: str
     providers: tuple[str, ...]
     level: Level = "all"
     tf32: bool = True
+    prepacks: bool = True
 
     @property
     def exact(self) -> Target:

@@ -331,6 +331,36 @@ def test_less_optimized_sessions_where_others_do_not_load(chain):
             Collector(worker).collect(Model.of(chain), [Request("r", Extent(1))], _images())
 
 
+class _Watched(Worker):
+    """Notes for which of its sessions weights are packed."""
+
+    packed: list[bool] = []  # noqa: RUF012
+
+    def open(self, model, target, threads=0):
+        self.packed.append(target.prepacks)
+        return super().open(model, target, threads)
+
+
+def test_weights_beyond_the_memory_are_not_packed(worker):
+    weight = np.random.default_rng(0).standard_normal((600, 700)).astype(np.float32)
+    proto = parse(
+        "g (float[n,600] x, float[600,700] w) => (float[n,700] y) { a = MatMul(x, w)  y = Relu(a) }"
+    )
+    del proto.graph.input[1:]
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    samples = [{"x": np.random.default_rng(1).standard_normal((4, 600)).astype(np.float32)}]
+    with _Watched() as watched:
+        for memory, packed in ((weight.nbytes, True), (weight.nbytes - 1, False)):
+            watched.packed.clear()
+            found = Collector(watched, memory=memory).collect(
+                Model.of(proto), [Request("a", Extent())], samples
+            )
+            assert watched.packed == [packed] * len(watched.packed) != []
+            extent = found.get("a", Extent())
+            expected = (samples[0]["x"] @ weight).max()
+            assert float(np.max(extent.high)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_progress_counts_runs_of_all_groups(chain, worker):
     told = []
     collector = Collector(worker, memory=1, progress=lambda stage, done, total: told.append((done, total)))

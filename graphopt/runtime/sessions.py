@@ -188,6 +188,7 @@ class Runtime:
         options.intra_op_num_threads = threads
         # Threads of one session that spin on after its run would steal time from the next session's.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.disable_prepacking", str(int(not target.prepacks)))
         for library in self._custom_ops:
             try:
                 options.register_custom_ops_library(library)
