@@ -158,7 +158,7 @@ def test_a_recurrence_whose_states_no_step_reads_has_no_vote(op: str) -> None:
     half = np.arange(HIDDEN) < HIDDEN // 2
     read = {"r": np.where(half, 3.0, 0.1) * np.ones_like(mine["r"]), "v": mine["v"].copy()}
     read["v"][half], read["v"][~half] = 0.0, 0.3
-    proto = built(text, mine | read | {"h": np.zeros((1, 2, HIDDEN))})
+    proto = built(text, mine | read | {"h": np.full((1, 2, HIDDEN), 1e-6)})
     result = graphopt.optimize(proto, channels=0.5, data=samples(time=1), measure=False)
     feeds, after = samples(time=1)[0], serialized(result.model)
     assert {one.dims[-1] for one in after.graph.initializer if len(one.dims) == 3} == {INPUTS, HIDDEN // 2}

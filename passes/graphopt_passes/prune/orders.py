@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.pairs import Shares
+from graphopt.storage.weights import slices
 from graphopt_passes.axes import Group, masked
 from graphopt_passes.prune.network import Network
 from graphopt_passes.prune.readers import Reader, readers
@@ -20,6 +22,8 @@ from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.refit.kept import fit_kept
 from graphopt_passes.refit.recurrent import Layer, Recurrent, fittable
 from graphopt_passes.refit.teacher import MOST_COLUMNS
+
+_AT_ONCE = 1 << 22  # numbers of a weight
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,19 @@ def _norms(group: Group, method: str) -> Doubles:
     """The norm of the weights that make each unit: Σ|w| with ``l1``, else Σw²."""
     total = np.zeros(group.width)
     for member in group.producers:
-        weight = g.array(member.value)
-        if weight is None:
-            continue
-        sizes = np.abs(weight) if method == "l1" else np.square(weight, dtype=np.float64)
-        by_element = sizes.sum(axis=tuple(axis for axis in range(weight.ndim) if axis != member.axis))
-        inside = member.units >= 0
-        total += np.bincount(member.units[inside], by_element[inside], group.width)
+        weight = g.constant(member.value)
+        if weight is not None:
+            inside = member.units >= 0
+            sizes = _sizes(weight, member.axis, method)
+            total += np.bincount(member.units[inside], sizes[inside], group.width)
     return total
+
+
+def _sizes(weight: ir.TensorProtocol, axis: int, method: str) -> Doubles:
+    """Σ|w| with ``l1``, else Σw², at each index of an axis; only a part of the weight is in memory."""
+    shape = weight.shape.numpy()
+    found, others = np.zeros(shape[axis]), tuple(one for one in range(len(shape)) if one != axis)
+    for rows, part in slices(weight, _AT_ONCE):
+        sizes = np.abs(part) if method == "l1" else np.square(part, dtype=np.float64)
+        found[slice(None) if axis else rows] += sizes.sum(axis=others, dtype=np.float64)
+    return found

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 
 from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.pairs import Sums
@@ -63,7 +64,7 @@ class Seen:
     inverse: Doubles = field(init=False)
 
     def __post_init__(self) -> None:
-        self.inverse = np.asarray(np.linalg.inv(self.h), np.float64)
+        self.inverse = np.asarray(linalg.inv(self.h, check_finite=False), np.float64)
 
     def costs(self, units: Columns) -> Doubles:
         """tr(W_c·(H⁻¹)_cc⁻¹·W_cᵀ): optimal brain surgeon for blocks (Hassibi and Stork 1993)."""
@@ -76,7 +77,7 @@ class Seen:
         gone = self.columns[units].reshape(-1)
         turned = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
         self.rows = self.rows - self.rows[:, gone] @ turned
-        self.inverse = self.inverse - self.inverse[:, gone] @ turned
+        self.inverse -= self.inverse[:, gone] @ turned
         self.rows[:, gone] = 0.0
         self.rows[np.isin(self.own, units)] = 0.0
         self.inverse[gone, gone] = 1.0  # of what is gone nothing is read again
@@ -164,10 +165,11 @@ def readers(group: Group, layer: Layer, sums: Sums | None) -> Iterator[Reader]:
         return
     for index, rows in enumerate(layer.fit().rows):
         mean = sums.x[index] / max(sums.count, 1) if layer.can_shift else np.zeros(layer.columns)
-        h = sums.xx[index] - sums.count * np.outer(mean, mean)
-        scale = float(np.trace(h)) / layer.columns or 1.0
+        h = np.outer(-sums.count * mean, mean)
+        h += sums.xx[index]  # in place, as below: it may take 170 MB
+        h[np.diag_indices(layer.columns)] += DAMP * (float(np.trace(h)) / layer.columns or 1.0)
         energy = float(variation(sums)[index].sum()) or 1.0
-        yield Seen(rows, h + DAMP * scale * np.eye(layer.columns), energy, columns, own[index])
+        yield Seen(rows, h, energy, columns, own[index])
 
 
 def unit_columns(group: Group, layer: Layer) -> Columns:
