@@ -87,7 +87,8 @@ class Problem:
         count = max(sums.count, 1)
         x, y = sums.x / count, sums.y / count
         if shifts:
-            h = sums.xx - count * np.einsum("gi,gj->gij", x, x)
+            h = np.einsum("gi,gj->gij", -count * x, x)
+            h += sums.xx  # in place, as below: it may take 170 MB
             t = sums.xy - count * np.einsum("gi,gj->gij", x, y)
         else:
             h, t = sums.xx, sums.xy - np.einsum("gi,gj->gij", sums.x, start.bias)
@@ -95,10 +96,11 @@ class Problem:
 
     def damped(self, ridge: float) -> tuple[Doubles, Doubles]:
         """H + λI and T + λW₀ᵀ for λ as a part of the mean of H's diagonal, group by group."""
-        columns = self.h.shape[-1]
-        scale = np.einsum("gii->g", self.h) / columns
-        damping = np.where(scale > 0, ridge * scale, 1.0)[:, None, None]
-        return self.h + damping * np.eye(columns), self.t + damping * self.start.rows.swapaxes(1, 2)
+        scale = np.einsum("gii->g", self.h) / self.h.shape[-1]
+        damping = np.where(scale > 0, ridge * scale, 1.0)[:, None]
+        h = self.h.copy()
+        np.einsum("gii->gi", h)[...] += damping  # a view of the diagonals
+        return h, self.t + damping[:, None] * self.start.rows.swapaxes(1, 2)
 
     def dense(self, ridge: float) -> Fit:
         """All of W."""
