@@ -133,7 +133,11 @@ class Runtime:
         self._watches[key].feed(dict(zip(names, run(), strict=True)))
 
     def collected(self, key: int) -> list[list[Collected]]:
-        """What the accumulators over session ``key`` have gathered; they end."""
+        """What the accumulators over session ``key`` have gathered; they end, and so does the session.
+
+        Results travel as copies, for which its memory is better used.
+        """
+        self._sessions.pop(key, None)
         return self._watches.pop(key).results()
 
     def optimized(self, model: bytes | str, target: Target, threads: int) -> str:

@@ -161,7 +161,7 @@ class Worker:
         self._call("feed", session.key, dict(feeds))
 
     def collected(self, session: Session) -> list[list[Collected]]:
-        """What the accumulators have gathered, in the order that was asked for."""
+        """What the accumulators have gathered, in the order that was asked for; the session is closed."""
         return list(self._call("collected", session.key))
 
     def optimized(self, model: bytes | str | Path, target: Target = CPU, threads: int = 0) -> Path:
