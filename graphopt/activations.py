@@ -241,7 +241,7 @@ class _Run:
     def _with(self, tapped: Model, use: Callable[[Session], Result]) -> Result:
         """Use a session of a tapped model, as optimized as it runs."""
         with self.how.worker.pool.written(tapped) as path:
-            prepacks = _weight_bytes(tapped) <= self.how.memory
+            prepacks = tapped.weight_bytes <= self.how.memory
             for level in _LEVELS:
                 self.current = ""
                 target = replace(self.how.target, level=level, prepacks=prepacks)
@@ -264,12 +264,6 @@ class _Run:
             if groups:
                 self.how.progress("calibrating", done * (count or 0) + index, count and count * groups)
             yield sample
-
-
-def _weight_bytes(model: Model) -> int:
-    """Of the initializers of the main graph; none is read."""
-    values = model.ir.graph.initializers.values()
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 def _statistics(

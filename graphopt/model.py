@@ -126,6 +126,12 @@ class Model:
 
         return encode_model(self.ir, place)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the initializers of the main graph; none is read."""
+        values = self.ir.graph.initializers.values()
+        return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
     def file_size(self, *, external_data: bool = False) -> int:
         """The bytes that ``save`` would write, data files included."""
         layout = self._layout(external_data, "model.onnx.data")

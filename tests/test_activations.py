@@ -334,14 +334,16 @@ def test_less_optimized_sessions_where_others_do_not_load(chain):
 class _Watched(Worker):
     """Notes for which of its sessions weights are packed."""
 
-    packed: list[bool] = []  # noqa: RUF012
+    def __init__(self):
+        super().__init__()
+        self.packed = []
 
     def open(self, model, target, threads=0):
         self.packed.append(target.prepacks)
         return super().open(model, target, threads)
 
 
-def test_weights_beyond_the_memory_are_not_packed(worker):
+def test_weights_beyond_the_memory_are_not_packed():
     weight = np.random.default_rng(0).standard_normal((600, 700)).astype(np.float32)
     proto = parse(
         "g (float[n,600] x, float[600,700] w) => (float[n,700] y) { a = MatMul(x, w)  y = Relu(a) }"

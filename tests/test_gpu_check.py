@@ -9,7 +9,6 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from graphopt.runtime.probe import missing
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU, Target
 from tools import models
@@ -19,24 +18,6 @@ from tools.gpu_check import check
 from tools.gpu_check.table import table
 
 CUDA = Target.named("cuda")
-
-
-def test_the_cpu_is_always_there():
-    with Worker() as worker:
-        assert missing(worker, CPU) == ""
-
-
-def test_missing_provider_is_named(monkeypatch):
-    monkeypatch.setattr(Worker, "providers", lambda self: ["CPUExecutionProvider"])
-    with Worker() as worker:
-        assert missing(worker, CUDA) == "CUDAExecutionProvider is not available here"
-
-
-def test_provider_without_its_device_is_missing_too(monkeypatch):
-    """A wheel for GPUs on a machine without one lists the provider, but no session gets it."""
-    monkeypatch.setattr(Worker, "providers", lambda self: list(CUDA.providers))
-    with Worker() as worker:
-        assert "CUDA" in missing(worker, CUDA)
 
 
 def _chosen(tmp_path, provider="cpu", **changes):

@@ -33,6 +33,24 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Worker, "open", fails)
 
 
+def test_the_cpu_is_always_there():
+    with Worker() as worker:
+        assert missing(worker, CPU) == ""
+
+
+def test_missing_provider_is_named(monkeypatch):
+    monkeypatch.setattr(Worker, "providers", lambda self: ["CPUExecutionProvider"])
+    with Worker() as worker:
+        assert missing(worker, CUDA) == "CUDAExecutionProvider is not available here"
+
+
+def test_provider_without_its_device_is_missing_too(monkeypatch):
+    """A wheel for GPUs on a machine without one lists the provider, but no session gets it."""
+    monkeypatch.setattr(Worker, "providers", lambda self: list(CUDA.providers))
+    with Worker() as worker:
+        assert "CUDA" in missing(worker, CUDA)
+
+
 @pytest.mark.parametrize("command", [verify, bench])
 def test_commands_that_only_run_models_refuse_a_target_that_does_not_start(command, listed) -> None:
     path = models.path("fashion_mlp")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graphopt.model import Model
 from graphopt.precision import Task
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.frontier import Judged
@@ -39,7 +38,7 @@ def with_tables(task: Task, before: Judged) -> Tables | None:
     static = before.draft
     builder = Builder.of(replace(task, model=static.model), 8)
     sites = [site for site in builder.sites()[0] if site.ways == {"lookup"} and site.kernel]
-    if not builder.has_kernels or _saved(sites) < _WORTH * _bytes(static.model):
+    if not builder.has_kernels or _saved(sites) < _WORTH * static.model.weight_bytes:
         return None
     rounder = Rounder(builder.task, builder.base, symmetric=False)
     packed = dict(rounder.packed({site.name: 8 for site in sites}, "nearest"))
@@ -54,8 +53,3 @@ def with_tables(task: Task, before: Judged) -> Tables | None:
 def _saved(sites: list[Site]) -> int:
     """Bytes: of four for each number, one is left."""
     return sum(3 * site.numbers for site in sites)
-
-
-def _bytes(model: Model) -> int:
-    values = model.ir.graph.initializers.values()
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)

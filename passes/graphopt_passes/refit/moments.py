@@ -53,10 +53,9 @@ def moments(
         DataError: a sample does not fit, or there is none.
     """
     kinds = [(layer, _sums(layer, length_hint(samples) or 1)) for layer in layers]
-    whole = {one.name: one for one in recurrent_layers(teacher)}
     for layer, found in _gathered(collector, teacher, student, kinds, samples):
-        assert isinstance(found, Pairs)
-        yield layer, _with_targets(layer, whole, found)
+        assert not isinstance(found, RowPairs)
+        yield layer, found
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,7 @@ def moments_or_rows(
 ) -> Iterator[tuple[Layer, Shares | RowPairs]]:
     """As :func:`moments`, but rows of layers with more than :data:`MOST_COLUMNS` columns."""
     kinds = [(layer, _sums_or_rows(layer, length_hint(samples) or 1)) for layer in layers]
-    whole = {one.name: one for one in recurrent_layers(teacher)}
-    for layer, found in _gathered(collector, teacher, student, kinds, samples):
-        yield layer, found if isinstance(found, RowPairs) else _with_targets(layer, whole, found)
-
-
-def _with_targets(layer: Layer, teachers: Mapping[str, Recurrent], found: Pairs) -> Shares:
-    """Sums with what a layer is to give, which for recurrent ones follows from the teacher's weights."""
-    return _Targets.of(teachers[layer.name], found) if isinstance(layer, Recurrent) else found
+    yield from _gathered(collector, teacher, student, kinds, samples)
 
 
 def _gathered(
@@ -96,18 +88,23 @@ def _gathered(
     student: Model,
     kinds: Iterable[tuple[AnyLayer, Paired | PairedRows | Steps]],
     samples: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[AnyLayer, Pairs | RowPairs]]:
+) -> Iterator[tuple[AnyLayer, Shares | RowPairs]]:
+    """What a layer is to give is gathered, too; of a recurrent one it follows from the teacher's weights."""
     joint, prefix = side_by_side(teacher, student)
     inputs = {value.name for value in student.ir.graph.inputs}
+    recurrent = {one.name: one for one in recurrent_layers(teacher)}
     wanted: dict[Request, AnyLayer] = {}
     for layer, kind in kinds:
         read = layer.source if layer.source in inputs else prefix + layer.source
         wanted[Request(read, kind, layer.name)] = layer
     for statistics in collector.stream(joint, wanted, samples):
         for request in list(statistics.found):
-            found = statistics.found.pop(request)  # not kept once it is used
+            layer, found = wanted[request], statistics.found.pop(request)  # not kept once it is used
             assert isinstance(found, Pairs | RowPairs)
-            yield wanted[request], found
+            if isinstance(found, Pairs) and isinstance(layer, Recurrent):
+                yield layer, _Targets.of(recurrent[layer.name], found)
+            else:
+                yield layer, found
 
 
 def _sums(layer: Layer, samples: int) -> Paired | Steps:
