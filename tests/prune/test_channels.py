@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper, parser
+from onnx import helper, numpy_helper, parser
 
 import graphopt
 from tests.support import compute, serialized
@@ -106,6 +106,26 @@ def test_layers_that_are_named_keep_their_channels() -> None:
     result = graphopt.optimize(redundant(), channels=0.5, keep=["Gemm"], measure=False)
     assert not [row for row in result.report.pruned if row.kept]
     assert any("--channels not achieved" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("objective", ["macs", "size"])
+def test_a_model_that_lists_its_weights_as_inputs_costs_the_same(objective: str) -> None:
+    """As models below IR 4 do."""
+    rows = []
+    for proto in (redundant(), old(redundant())):
+        how = {"objective": objective, "channels": 0.3, "data": samples(200, 1), "measure": False}
+        rows.append(graphopt.optimize(proto, **how).report.pruned)
+    assert rows[0] == rows[1]
+    (row,) = (row for row in rows[1] if row.kept)
+    assert 0 < row.numbers_after < row.numbers_before and 0 < row.macs_after < row.macs_before
+
+
+def old(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same below IR 4."""
+    proto.ir_version = 3
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return proto
 
 
 def test_integers_come_behind_channels_in_one_run(images: Images) -> None:

@@ -69,7 +69,7 @@ class Costs:
         """Numbers of the constants that a node reads; one that several read counts for the first."""
         seen: set[object] = set()
         found = {}
-        for node in g.nodes(self.task.model.ir):
+        for node in g.nodes(self.task.new_model().ir):
             read = [value for value in node.inputs if g.constant(value) is not None and value not in seen]
             seen.update(read)
             found[g.output_name(node)] = sum(tensor.size for value in read if (tensor := g.constant(value)))

@@ -9,25 +9,24 @@ from __future__ import annotations
 from graphopt.model import Model
 from graphopt_passes.axes import groups, masked, shrink
 from graphopt_passes.prune.network import Kept, Network
-from graphopt_passes.refit.recurrent import fittable
-from graphopt_passes.refit.solve import Fit
+from graphopt_passes.refit.recurrent import Layer, fittable
 
 
 def cut(network: Network, kept: Kept) -> Model:
     """The model without the units that are not kept, its layers fitted unless there is nothing to fit to."""
     final, run = network.model.clone(), network.task.new_run()
     if network.refits:
-        fits = _fits(network, kept)
+        fitted = _fitted(network, kept)
         for name, layer in fittable(final).items():
-            if name in fits:
-                layer.write(final, run, fits[name])
+            if name in fitted:  # read from the file that they were written to, one at a time
+                layer.write(final, run, fitted[name].fit())
     again = groups(final, network.task.options.keep).groups
     same = dict(zip(network.analysis.groups, again, strict=True))
     return shrink(final, {same[group]: units for group, units in kept.items()}, run.spill)
 
 
-def _fits(network: Network, kept: Kept) -> dict[str, Fit]:
-    """Weights for what layers read now; zero where they read nothing more."""
+def _fitted(network: Network, kept: Kept) -> dict[str, Layer]:
+    """Layers with weights for what they read now; zero where they read nothing more."""
     student, run = masked(network.model, kept), network.task.new_run()
     columns = {name: network.columns(layer, kept) for name, layer in network.fitted.items()}
     narrower = {name: some for name, some in columns.items() if some is not None}

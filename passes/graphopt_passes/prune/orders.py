@@ -54,6 +54,7 @@ class Orders:
                 group = network.groups[name]
                 found[name] = _order(network, group, pairs)
                 halves[name] = _half(network, group, found[name], pairs)
+            del pairs  # before the next are gathered
         task, refused = network.task, dict[str, str]()
 
         def build(name: str) -> Draft:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt import graph as g
+from graphopt.legacy import to_ir4
 from graphopt.model import Model
 from graphopt.precision import Task
 from graphopt.proof.executed import Executed
@@ -144,6 +145,7 @@ def macs_by_node(model: Model, task: Task) -> dict[str, int]:
     from graphopt.inspection import fix_dims
 
     fixed = model.clone()
+    to_ir4(fixed)
     fix_dims(fixed.ir, {n: v.shape for n, v in task.workloads[0].items() if isinstance(v, Tensor)})
     shapes = task.new_run().shapes(fixed)
     return {g.output_name(node): macs_of(node, shapes) or 0 for node in g.nodes(fixed.ir)}

@@ -23,19 +23,27 @@ def fit_kept(layer: Layer, pairs: Shares, kept: Kept) -> Fit:
         kept: the columns that stay, ascending.
     """
     before = layer.fit()
-    start, held = Fit(before.rows[:, :, kept], before.bias), _columns(pairs.held, kept)
-    problem = Problem.of(_columns(pairs.fit, kept), start, shifts=layer.can_shift)
-    fits = [(None, start), *((ridge, problem.dense(ridge)) for ridge in RIDGES)]
-    errors = [fit.relative_error(held) for _, fit in fits]
-    ridge, best = fits[int(np.argmin(errors))]
+    start = Fit(before.rows[:, :, kept], before.bias)
+    fit, held = _columns(pairs.fit, kept), _columns(pairs.held, kept)
+    ridge = _best_ridge(Problem.of(fit, start, shifts=layer.can_shift), held)
+    best = start
     if ridge is not None:
-        whole = _columns(pairs.fit + pairs.held, kept)
-        best = Problem.of(whole, start, shifts=layer.can_shift).dense(ridge)
+        best = Problem.of(fit + held, start, shifts=layer.can_shift).dense(ridge)
     rows = np.zeros_like(before.rows)
     rows[:, :, kept] = best.rows
     return Fit(rows, best.bias)
 
 
+def _best_ridge(problem: Problem, held: Sums) -> float | None:
+    """The ridge that errs least on other samples; None if no fit is better than the start."""
+    errors: dict[float | None, float] = {None: problem.start.relative_error(held)}
+    for ridge in RIDGES:  # one weight at a time is in memory
+        errors[ridge] = problem.dense(ridge).relative_error(held)
+    return min(errors, key=lambda one: errors[one])
+
+
 def _columns(sums: Sums, kept: Kept) -> Sums:
+    if len(kept) == sums.xx.shape[-1]:  # a copy may take 170 MB
+        return sums
     xx = sums.xx[:, kept][:, :, kept]
     return Sums(xx, sums.xy[:, kept], sums.x[:, kept], sums.y, sums.yy, sums.count)

@@ -53,9 +53,7 @@ def moments(
         DataError: a sample does not fit, or there is none.
     """
     kinds = [(layer, _sums(layer, length_hint(samples) or 1)) for layer in layers]
-    for layer, found in _gathered(collector, teacher, student, kinds, samples):
-        assert not isinstance(found, RowPairs)
-        yield layer, found
+    yield from map(_no_rows, _gathered(collector, teacher, student, kinds, samples))
 
 
 @dataclass(frozen=True)
@@ -98,13 +96,23 @@ def _gathered(
         read = layer.source if layer.source in inputs else prefix + layer.source
         wanted[Request(read, kind, layer.name)] = layer
     for statistics in collector.stream(joint, wanted, samples):
-        for request in list(statistics.found):
-            layer, found = wanted[request], statistics.found.pop(request)  # not kept once it is used
-            assert isinstance(found, Pairs | RowPairs)
-            if isinstance(found, Pairs) and isinstance(layer, Recurrent):
-                yield layer, _Targets.of(recurrent[layer.name], found)
-            else:
-                yield layer, found
+        for request in list(statistics.found):  # none is kept once it is used
+            layer = wanted[request]
+            yield layer, _for_layer(statistics.found.pop(request), recurrent.get(layer.name))
+
+
+def _for_layer(found: Any, teacher: Recurrent | None) -> Shares | RowPairs:
+    """What was gathered for a layer, which may be recurrent in the teacher."""
+    assert isinstance(found, Pairs | RowPairs)
+    if teacher is None or isinstance(found, RowPairs):
+        return found
+    return _Targets.of(teacher, found)
+
+
+def _no_rows(found: tuple[Layer, Shares | RowPairs]) -> tuple[Layer, Shares]:
+    layer, pairs = found
+    assert not isinstance(pairs, RowPairs)
+    return layer, pairs
 
 
 def _sums(layer: Layer, samples: int) -> Paired | Steps:

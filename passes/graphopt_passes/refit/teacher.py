@@ -27,7 +27,6 @@ from graphopt_passes.refit.kept import Kept, fit_kept
 from graphopt_passes.refit.linear import Linear, linear_layers
 from graphopt_passes.refit.moments import HELD_EVERY, moments
 from graphopt_passes.refit.recurrent import AnyLayer, Layer, fittable
-from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.waves import waves
 
 MOST_COLUMNS = 4608
@@ -112,7 +111,8 @@ class Teacher:
     ) -> Iterator[tuple[AnyLayer, Found]]:
         """Layers of a student with what was gathered for each, those that others read first.
 
-        Write each before the next is asked for: what is gathered behind it depends on it.
+        Write each before the next is asked for: what is gathered behind it depends on it. What was gathered
+        should be gone by then, too.
 
         Args:
             student: has outputs of the same names for all of these layers.
@@ -124,7 +124,7 @@ class Teacher:
             self.task.progress("fitting layers", done, len(steps))
             yield from gather(self.task.collector, self.model, student, wave, self.samples)
 
-    def fit_behind(self, student: Model, run: Run, columns: Mapping[str, Kept | None]) -> dict[str, Fit]:
+    def fit_behind(self, student: Model, run: Run, columns: Mapping[str, Kept | None]) -> dict[str, Layer]:
         """Fit a student's layers in place, from the first that was changed on, from what they read now.
 
         Those that were not changed make up for those before them, unless they are to be kept (``--keep``).
@@ -135,7 +135,7 @@ class Teacher:
             columns: of the layers that were changed those that they still read, None for all.
 
         Returns:
-            The new weights, by layer.
+            The student's layers that were fitted, by name.
         """
         mine = list(fittable(student).values())
         first = next((at for at, layer in enumerate(mine) if layer.name in columns), len(mine))
@@ -146,12 +146,14 @@ class Teacher:
             and layer.columns <= MOST_COLUMNS
             and not run.keeps(layer.node)
         ]
-        fits: dict[str, Fit] = {}
+        fitted: dict[str, Layer] = {}
         for layer, pairs in self.in_order(student, todo, moments):
             kept = columns.get(layer.name)
-            fits[layer.name] = fit_kept(layer, pairs, np.arange(layer.columns) if kept is None else kept)
-            layer.write(student, run, fits[layer.name])
-        return fits
+            fit = fit_kept(layer, pairs, np.arange(layer.columns) if kept is None else kept)
+            layer.write(student, run, fit)
+            fitted[layer.name] = layer
+            del pairs, fit  # before the next are gathered
+        return fitted
 
 
 def _finite(one: Linear | tuple[ir.Node, str]) -> Linear | tuple[ir.Node, str]:

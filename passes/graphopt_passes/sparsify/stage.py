@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from graphopt.legacy import as_ir4
 from graphopt.model import Model
 from graphopt.pipeline import Run
@@ -44,6 +46,14 @@ def prune(task: Task) -> Outcome:
     amount = options.amounts[TECHNIQUE]
     stage = Sparsifier(task, amount, Fitter(_BY_SELECTION[options.select], options.refit))
     return searched(task, stage.make, amount.share or 1 - DENSITIES[-1], saves_time=False)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What came of a layer: the weights that are left, and its error as in :class:`.Sparse`."""
+
+    left: int
+    error: float
 
 
 @dataclass
@@ -87,10 +97,9 @@ class Sparsifier:
         if not self.layers:
             return Attempt(None, 0.0, tuple(self.refused), "no layer can be made sparse")
         patterns = self._patterns(share)
-        student, run, done = self.task.model.clone(), self.task.new_run(), {}
+        student, run = self.task.model.clone(), self.task.new_run()
         with as_ir4(student, run.journal):
-            for name, sparse in self._fitted(student, run, patterns):
-                done[name] = sparse
+            done = dict(self._fitted(student, run, patterns))
         return self._attempt(student, run, patterns, done)
 
     # How much of which layer.
@@ -160,15 +169,13 @@ class Sparsifier:
 
     def _fitted(
         self, student: Model, run: Run, patterns: Mapping[str, Pattern]
-    ) -> Iterator[tuple[str, Sparse]]:
+    ) -> Iterator[tuple[str, _Done]]:
         """Fit a student's layers in place; those that were made sparse, or fitted to make up for others."""
         known = self.layers.keys() | self.teacher.layers.keys()
         layers = {name: one for name, one in fittable(student).items() if name in known}
         if not self.teacher.samples:
             for name, pattern in patterns.items():
-                sparse = unfitted(layers[name], pattern)
-                layers[name].write(student, run, sparse.fit)
-                yield name, sparse
+                yield name, _done(unfitted(layers[name], pattern), layers[name], student, run)
             return
         first = min(list(layers).index(name) for name in patterns)
         behind = list(layers.values())[first:]
@@ -176,16 +183,17 @@ class Sparsifier:
         todo = [layer for layer in free if self._fitter.refit or layer.name in patterns]
         for layer, pairs in self.teacher.in_order(student, todo, moments_or_rows):
             sparse = self._fitter.sparse(layer, pairs, patterns.get(layer.name))
-            layer.write(student, run, sparse.fit)
-            yield layer.name, sparse
+            found = _done(sparse, layer, student, run)
+            del pairs, sparse  # before the next are gathered
+            yield layer.name, found
 
     # The ledger.
 
     def _attempt(
-        self, model: Model, run: Run, patterns: Mapping[str, Pattern], done: Mapping[str, Sparse]
+        self, model: Model, run: Run, patterns: Mapping[str, Pattern], done: Mapping[str, _Done]
     ) -> Attempt:
         rows = [self._row(name, patterns, done) for name in self.layers]
-        zeros = sum(int((done[name].fit.rows == 0).sum()) for name in patterns if name in done)
+        zeros = sum(self.layers[name].size - done[name].left for name in patterns if name in done)
         share = zeros / self._total
         told = f"{share:.1%} of {self._total:,} weights in {len(patterns)} layers"
         told_gain = gain(self._compressed, compressed(model), self.task.options.target, self.amount)
@@ -196,19 +204,24 @@ class Sparsifier:
     def _compressed(self) -> int:
         return compressed(self.task.model)
 
-    def _row(self, name: str, patterns: Mapping[str, Pattern], done: Mapping[str, Sparse]) -> PrunedLayer:
-        layer, sparse = self.layers[name], done.get(name)
-        if name not in patterns or sparse is None:
+    def _row(self, name: str, patterns: Mapping[str, Pattern], done: Mapping[str, _Done]) -> PrunedLayer:
+        layer, found = self.layers[name], done.get(name)
+        if name not in patterns or found is None:
             unseen = "" if name in self._choices else "what it reads could not be seen"
             reason = self.stays.get(name) or unseen or "others lose less"
             return PrunedLayer(name, layer.op, TECHNIQUE, numbers_before=layer.size, reason=reason)
-        left = int((sparse.fit.rows != 0).sum())
         return PrunedLayer(
             name,
             layer.op,
             TECHNIQUE,
-            f"{left:,} of {layer.size:,} weights",
-            sparse.error,
+            f"{found.left:,} of {layer.size:,} weights",
+            found.error,
             layer.size,
             layer.size,
         )
+
+
+def _done(sparse: Sparse, layer: Layer, student: Model, run: Run) -> _Done:
+    """Write a layer's new weights; they stay in the file."""
+    layer.write(student, run, sparse.fit)
+    return _Done(int(np.count_nonzero(sparse.fit.rows)), sparse.error)
