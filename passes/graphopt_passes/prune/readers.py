@@ -75,9 +75,10 @@ class Seen:
     def remove(self, units: Columns) -> None:
         """W − W_c·(H⁻¹)_cc⁻¹·(H⁻¹)_c, and the same for H⁻¹; their own rows go."""
         gone = self.columns[units].reshape(-1)
-        turned = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
-        self.rows = self.rows - self.rows[:, gone] @ turned
-        self.inverse -= self.inverse[:, gone] @ turned
+        block = self.inverse[np.ix_(gone, gone)]
+        turned = np.asarray(np.linalg.solve(block, self.inverse[gone]), np.float64)
+        for matrix in (self.rows, self.inverse):
+            _subtract(matrix, matrix[:, gone], turned)
         self.rows[:, gone] = 0.0
         self.rows[np.isin(self.own, units)] = 0.0
         self.inverse[gone, gone] = 1.0  # of what is gone nothing is read again
@@ -110,6 +111,13 @@ class Seen:
         weights = self._weights(units)
         found: Doubles = np.einsum("muk,ukl,mul->u", weights, blocks, weights, optimize=True)
         return found / self.energy
+
+
+def _subtract(matrix: Doubles, left: Doubles, right: Doubles) -> None:
+    """left·right from a matrix, in place and a part at a time: it may take 170 MB."""
+    for start in range(0, len(matrix), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        matrix[part] -= left[part] @ right
 
 
 @dataclass(frozen=True)

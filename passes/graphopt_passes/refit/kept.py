@@ -12,7 +12,7 @@ from graphopt_passes.refit.solve import RIDGES, Fit, Problem
 Kept = NDArray[np.int64]
 
 
-def fit_kept(layer: Layer, pairs: Shares, kept: Kept) -> Fit:
+def fit_kept(layer: Layer, pairs: Shares, kept: Kept | None) -> Fit:
     """The weight on some columns, zero on the others, whose ridge is best on samples that fit nothing.
 
     The weight that there is stays if no fit is better.
@@ -20,18 +20,21 @@ def fit_kept(layer: Layer, pairs: Shares, kept: Kept) -> Fit:
     Args:
         layer: gives the weight to start from.
         pairs: what it reads and should give.
-        kept: the columns that stay, ascending.
+        kept: the columns that stay, ascending; None for all.
     """
-    before = layer.fit()
-    start = Fit(before.rows[:, :, kept], before.bias)
-    fit, held = _columns(pairs.fit, kept), _columns(pairs.held, kept)
-    ridge = _best_ridge(Problem.of(fit, start, shifts=layer.can_shift), held)
-    best = start
-    if ridge is not None:
-        best = Problem.of(fit + held, start, shifts=layer.can_shift).dense(ridge)
-    rows = np.zeros_like(before.rows)
+    start = layer.fit()
+    if kept is None:
+        return _fitted(layer, start, pairs.fit, pairs.held)
+    narrow = Fit(start.rows[:, :, kept], start.bias)
+    best = _fitted(layer, narrow, _columns(pairs.fit, kept), _columns(pairs.held, kept))
+    rows = np.zeros_like(start.rows)
     rows[:, :, kept] = best.rows
     return Fit(rows, best.bias)
+
+
+def _fitted(layer: Layer, start: Fit, fit: Sums, held: Sums) -> Fit:
+    ridge = _best_ridge(Problem.of(fit, start, shifts=layer.can_shift), held)
+    return start if ridge is None else Problem.of(fit + held, start, shifts=layer.can_shift).dense(ridge)
 
 
 def _best_ridge(problem: Problem, held: Sums) -> float | None:
@@ -43,7 +46,5 @@ def _best_ridge(problem: Problem, held: Sums) -> float | None:
 
 
 def _columns(sums: Sums, kept: Kept) -> Sums:
-    if len(kept) == sums.xx.shape[-1]:  # a copy may take 170 MB
-        return sums
     xx = sums.xx[:, kept][:, :, kept]
     return Sums(xx, sums.xy[:, kept], sums.x[:, kept], sums.y, sums.yy, sums.count)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt.activations import Collector
@@ -148,8 +147,7 @@ class Teacher:
         ]
         fitted: dict[str, Layer] = {}
         for layer, pairs in self.in_order(student, todo, moments):
-            kept = columns.get(layer.name)
-            fit = fit_kept(layer, pairs, np.arange(layer.columns) if kept is None else kept)
+            fit = fit_kept(layer, pairs, columns.get(layer.name))
             layer.write(student, run, fit)
             fitted[layer.name] = layer
             del pairs, fit  # before the next are gathered
