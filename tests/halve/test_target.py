@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -60,7 +61,9 @@ def test_the_result_is_judged_as_the_target_runs_it(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_the_target_makes_noise_of_is_not_emitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trials, "executed", lambda self, one: replace(one, holds=False, reason="'y' is lost"))
+    monkeypatch.setattr(
+        Trials, "executed", lambda _, one, *__: replace(one, holds=False, reason="'y' is lost")
+    )
     result = lowered("fp16")
     assert any(
         note.endswith("run in float16, the result misses the budget: 'y' is lost")
@@ -71,7 +74,7 @@ def test_what_the_target_makes_noise_of_is_not_emitted(monkeypatch: pytest.Monke
 
 
 def test_what_the_target_cannot_run_is_not_emitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(self: Trials, one: Judged) -> Judged:
+    def fails(self: Trials, one: Judged, path: Path) -> Judged:
         raise WorkerError("no such kernel", "failed")
 
     monkeypatch.setattr(Trials, "executed", fails)

@@ -114,6 +114,21 @@ def test_what_costs_too_much_accuracy_gets_more_bits_and_the_rest_stays_small() 
     assert quiet is not None and all(db is not None and db < quiet for db in noisy)
 
 
+@pytest.mark.parametrize(
+    ("end", "bits"),
+    [
+        ("y = MatMul (h, v)", 8),
+        ("p = MatMul (h, v)  s = Add (p, b)  y = Softmax (s)", 8),
+        ("p = MatMul (h, v)  y = Relu (p)", 4),
+        ("p = MatMul (h, v)  y = Add (p, h)", 4),  # no scores, but a residual stream
+    ],
+)
+def test_a_last_product_has_eight_bits(end: str, bits: int) -> None:
+    text = f"g (float[M, 64] x) => (float[M, 64] y) {{ a = MatMul (x, w)  h = Tanh (a)  {end} }}"
+    report = lowered(build(text, w=normal(64, 64), v=normal(64, 64), b=normal(64)), verify=False).report
+    assert {one.name: one.precision for one in report.layers} == {"w": "int4", "v": f"int{bits}"}
+
+
 def test_where_no_choice_keeps_the_budget_the_model_stays_as_it_is() -> None:
     w = normal(64, 64)
     text = "g (float[M, 64] x) => (float[M, 64] y) { a = MatMul (x, w)  b = MatMul (x, v)  y = Sub (a, b) }"

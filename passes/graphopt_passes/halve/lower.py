@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from graphopt import graph as g
 from graphopt.activations import Statistics
 from graphopt.errors import DataError, WorkerError
 from graphopt.model import Model
-from graphopt.precision import Outcome, Task, Trial
+from graphopt.precision import Outcome, Task
 from graphopt.proof.inference import infers
 from graphopt.target import REFERENCE
 from graphopt_passes.halve.biases import dequantize_biases
@@ -184,11 +185,14 @@ class _Search:
 
     def _accept(self, judged: Judged) -> Outcome:
         model, halved, run = self.trials.build(judged.kept)
-        if wrong := self._wrong(model):
+        path = self.task.write(model)
+        if wrong := self._wrong(model, path):
             return self._refuse(wrong, judged)
-        if not (judged := self._run_there(judged)).holds:
+        if not self._interface[0]:  # floats go in and out while it is judged and measured
+            path = self.task.write(replace(self.trials, keep_io=True).build(judged.kept)[0])
+        if not (judged := self._run_there(judged, path)).holds:
             return self._refuse(f"run in {self.half}, the result misses the budget: {judged.reason}", judged)
-        if self.task.measured and not (measured := self._measured(judged)).pays:
+        if self.task.measured and not (measured := self.task.compare(self.task.float_path, path)).pays:
             return self._refuse(f"{self.half} does not pay here: {measured.summary()}", judged)
         if not self._is_there:
             self.notes.append(f"{self.half} was checked and judged on the CPU: whether it pays is not known")
@@ -219,7 +223,7 @@ class _Search:
             return True, f"inputs and outputs stay float: {told[0]}"
         return False, f"float inputs and outputs became {self.half}, as --convert-io asks"
 
-    def _wrong(self, model: Model) -> str:
+    def _wrong(self, model: Model, path: Path) -> str:
         """What type inference or the runtime say against the result; empty if nothing."""
         if infers(self.model) and not infers(model):
             return "the result contradicts what onnx infers of types and shapes"
@@ -227,7 +231,7 @@ class _Search:
             return ""  # the runtime here could not tell
         where = self.task.target if self._is_there else REFERENCE
         try:
-            with self.task.worker.opened(self.task.write(model), where, self.task.options.threads):
+            with self.task.worker.opened(path, where, self.task.options.threads):
                 return ""
         except WorkerError as error:
             return f"ONNX Runtime does not load the result: {error}"
@@ -237,21 +241,17 @@ class _Search:
         """Whether the target itself runs here."""
         return self.task.options.target == self.task.target.name
 
-    def _run_there(self, judged: Judged) -> Judged:
+    def _run_there(self, judged: Judged, path: Path) -> Judged:
         """Judged anew by what the target makes of the result, if it runs here."""
         if not self._is_there:
             return judged
         self.task.progress(f"judging {self.half} on {self.task.target.name}")
         try:
-            found = self.trials.executed(judged)
+            found = self.trials.executed(judged, path)
         except WorkerError as error:
             return replace(judged, holds=False, reason=f"ONNX Runtime cannot run it: {error}")
         keeps_io = self._interface[0]  # else the score is of another interface than what is written
         return found if keeps_io or not found.holds else judged
-
-    def _measured(self, judged: Judged) -> Trial:
-        path = self.task.write(replace(self.trials, keep_io=True).build(judged.kept)[0])
-        return self.task.compare(self.task.float_path, path)
 
     def _refuse(self, reason: str, judged: Judged | None = None) -> Outcome:
         layers = self._findings(judged.halved).describe(judged.halved.nodes) if judged else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from graphopt.model import Model
@@ -75,11 +76,9 @@ class Trials:
         halved, score = self._rounded(kept, self._judge.score)
         return Judged(frozenset(kept), halved, score, *self._verdict(score, self._judge.reference))
 
-    def executed(self, judged: Judged) -> Judged:
-        """Judge the result itself, as the target runs it here."""
-        path = self.task.write(replace(self, keep_io=True).build(judged.kept)[0])
+    def executed(self, judged: Judged, path: Path) -> Judged:
+        """Judge the result itself, a file that takes and gives floats, as the target runs it here."""
         score = self.task.judge.score(path)
-        path.unlink()
         holds, reason = self._verdict(score, self.task.judge.reference)
         return replace(judged, score=score, holds=holds, reason=reason)
 

@@ -24,6 +24,7 @@ class Site:
         numbers: how many it holds.
         nodes: names of the first outputs of what reads it.
         ways: in which it is read.
+        is_last: whether a product with it is what the model gives.
         kernel: whether kernels can compute with its blocks.
     """
 
@@ -32,6 +33,7 @@ class Site:
     numbers: int
     nodes: tuple[str, ...]
     ways: frozenset[str]
+    is_last: bool
     kernel: bool
 
     @classmethod
@@ -39,7 +41,8 @@ class Site:
         """What is known of a place, once the model that it is of is gone."""
         nodes = tuple(g.output_name(reader.node) for reader in place.readers)
         ways = frozenset(reader.way for reader in place.readers)
-        return cls(place.name, place.op, place.weight.tensor.size, nodes, ways, place.has_kernel)
+        size = place.weight.tensor.size
+        return cls(place.name, place.op, size, nodes, ways, place.is_last, place.has_kernel)
 
 
 @dataclass(frozen=True)

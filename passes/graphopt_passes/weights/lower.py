@@ -81,10 +81,12 @@ class _Search:
 
     @property
     def _wanted(self) -> dict[str, int]:
-        """Bits by weight: a table that is looked up has 8 at least, for its rows are no sums of products, in
-        which errors cancel, and all that follows computes with them.
+        """Bits by weight. A table that is looked up has 8 at least, for its rows are no sums of products, in
+        which errors cancel, and all that follows computes with them; so has a last product, for its errors
+        are those of the model.
         """
-        return {name: 8 if "lookup" in site.ways else self.bits for name, site in self.sites.items()}
+        wide = {name for name, site in self.sites.items() if "lookup" in site.ways or site.is_last}
+        return {name: 8 if name in wide else self.bits for name in self.sites}
 
     @property
     def _harmless(self) -> Names:

@@ -8,7 +8,7 @@ its rows. Any other weight can still be stored so, and is made float once when t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ LEAST = 1 << 11  # numbers of a weight; smaller ones save little, and their scal
 LEAST_BLOCK = 4  # numbers that share a scale, which takes as much room as eight of them
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+# What stands between a last product and the scores of a model: constants added, and what keeps their order.
+_FINISHING = ("Add", "Softmax", "LogSoftmax", "Sigmoid", "Cast", "Reshape", "Squeeze", "Flatten", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Place:
     def has_kernel(self) -> bool:
         """Whether all that read it can do so without making it float, along the same axis."""
         return all(one.way != "stored" and one.turned == self.turned for one in self.readers)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether a product with it of what was computed is what the model gives, such as scores of words."""
+        return any(one.way == "product" and _is_last(one.node) for one in self.readers)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,6 +169,23 @@ def _reader(use: _Use, shapes: Shapes) -> Reader | None:
         if use.index in ((1, 2) if recurrent else (1,)):
             found = Reader(use.node, use.index, False, "stored")
     return found
+
+
+def _is_last(node: ir.Node) -> bool:
+    if any(one is not None and one.is_graph_input() for one in node.inputs):
+        return False
+    added = node.inputs[2:]  # of a Gemm
+    while _adds_constants(added) and not node.outputs[0].is_graph_output():
+        uses = list(node.outputs[0].uses())
+        if len(uses) != 1 or not g.is_op(uses[0].node, *_FINISHING):
+            return False
+        node = uses[0].node
+        added = [*node.inputs[: uses[0].idx], *node.inputs[uses[0].idx + 1 :]]
+    return _adds_constants(added)
+
+
+def _adds_constants(values: Sequence[ir.Value | None]) -> bool:
+    return all(one is None or g.constant(one) is not None for one in values)
 
 
 def _lookup(use: _Use) -> Reader | None:
