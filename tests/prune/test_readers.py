@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import graphopt
 from graphopt.activations import Collector
 from graphopt.model import Model
-from graphopt.runtime.pairs import Sums
+from graphopt.runtime.pairs import Shares
 from graphopt.runtime.worker import Worker
 from graphopt_passes.axes import groups
 from graphopt_passes.prune.readers import Reader, readers
@@ -66,13 +66,13 @@ def samples(time: int = 6) -> list[Weights]:
     return [{"x": rng.standard_normal((time, 2, INPUTS)).astype(np.float32)} for _ in range(16)]
 
 
-def sums_of(proto: onnx.ModelProto, worker: Worker, data: list[Weights]) -> dict[str, Sums]:
+def sums_of(proto: onnx.ModelProto, worker: Worker, data: list[Weights]) -> dict[str, Shares]:
     model = Model.of(proto)
     found = moments(Collector(worker), model, model, fittable(model).values(), data)
-    return {layer.name: shares.fit for layer, shares in found}
+    return {layer.name: shares for layer, shares in found}
 
 
-def order_of(proto: onnx.ModelProto, sums: dict[str, Sums], method: str = "obs") -> Order:
+def order_of(proto: onnx.ModelProto, sums: dict[str, Shares], method: str = "obs") -> Order:
     """The order of the last group."""
     model = Model.of(proto)
     group = groups(model).groups[-1]
@@ -146,7 +146,7 @@ def test_a_first_step_reads_zeros_of_the_states(op: str, worker: Worker) -> None
     mine = {name: one for name, one in weights(op).items() if name != "whole"}
     proto = built(text, mine | {"r": mine["r"] / 30})
     sums = sums_of(proto, worker, samples(time=1))
-    assert sums["s"].count == 12 * 2 and not sums["s"].xx[:, INPUTS:].any()
+    assert sums["s"].fit.count == 12 * 2 and not sums["s"].fit.xx[:, INPUTS:].any()
     assert set(order_of(proto, sums).units[:2]) == {ITSELF, OTHERS}
 
 

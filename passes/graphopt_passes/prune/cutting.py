@@ -19,7 +19,7 @@ def cut(network: Network, kept: Kept) -> Model:
         fitted = _fitted(network, kept)
         for name, layer in fittable(final).items():
             if name in fitted:  # read from the file that they were written to, one at a time
-                layer.write(final, run, fitted[name].fit())
+                layer.write(final, run, fitted[name].stored())
     again = groups(final, network.task.options.keep).groups
     same = dict(zip(network.analysis.groups, again, strict=True))
     return shrink(final, {same[group]: units for group, units in kept.items()}, run.spill)

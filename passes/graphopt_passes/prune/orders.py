@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt import graph as g
 from graphopt.model import Model
 from graphopt.runtime.accumulators import Doubles
-from graphopt.runtime.pairs import Shares
+from graphopt.runtime.pairs import RowPairs, Shares
 from graphopt.storage.weights import slices
 from graphopt_passes.axes import Group, masked
 from graphopt_passes.prune.network import Network
@@ -20,8 +20,9 @@ from graphopt_passes.prune.selection import Order, ordered
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.refit.kept import fit_kept
+from graphopt_passes.refit.moments import MOST_ROWS
 from graphopt_passes.refit.recurrent import Layer, Recurrent, fittable
-from graphopt_passes.refit.teacher import MOST_COLUMNS
+from graphopt_passes.refit.teacher import MOST_COLUMNS, is_seen
 
 _AT_ONCE = 1 << 22  # numbers of a weight
 
@@ -74,8 +75,7 @@ def _batches(network: Network) -> Iterator[list[str]]:
     """Groups whose readers' moments fit into memory together."""
     batch, size = list[str](), 0
     for name, group in network.groups.items():
-        seen = [one for one in network.read_by(group) if one.columns <= MOST_COLUMNS]
-        need = sum(3 * 8 * one.groups * one.columns**2 for one in seen)
+        need = sum(_need(one) for one in network.read_by(group) if is_seen(one))
         if batch and size + need > network.task.options.calibration_memory:
             yield batch
             batch, size = [], 0
@@ -84,12 +84,19 @@ def _batches(network: Network) -> Iterator[list[str]]:
         yield batch
 
 
-def _order(network: Network, group: Group, pairs: Mapping[str, Shares]) -> Order:
+def _need(layer: Layer) -> int:
+    """Bytes, about, of what was gathered for a layer and of what is made of it."""
+    if layer.columns > MOST_COLUMNS:
+        return 3 * 4 * MOST_ROWS * (layer.columns + layer.channels)
+    return 3 * 8 * layer.groups * layer.columns**2
+
+
+def _order(network: Network, group: Group, pairs: Mapping[str, Shares | RowPairs]) -> Order:
     found: list[Reader] = []
     for layer in network.read_by(group):
         known = pairs.get(layer.name)
         if known is not None or not _had_no_state(network, group, layer):
-            found += readers(group, layer, known.fit if known is not None else None)
+            found += readers(group, layer, known)
     select = network.task.options.select
     return ordered(found, _norms(group, select), select)
 
@@ -100,11 +107,11 @@ def _had_no_state(network: Network, group: Group, layer: Layer) -> bool:
     Sequences of one step whose initial state is given are such: of these units the layer is no reader.
     """
     makes = any(member.port is not None and member.port.node is layer.node for member in group.producers)
-    watched = bool(network.samples) and layer.columns <= MOST_COLUMNS
+    watched = bool(network.samples) and is_seen(layer)
     return isinstance(layer, Recurrent) and makes and watched
 
 
-def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Shares]) -> Model:
+def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Shares | RowPairs]) -> Model:
     """The model with half of a group's units without effect, its readers fitted to that."""
     kept = {group: order.kept(group.width - group.width // 2)}
     model, run = masked(network.model, kept), network.task.new_run()

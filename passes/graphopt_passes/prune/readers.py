@@ -9,7 +9,7 @@ a unit has rows of it, too, which go with the unit: what they read of it is no l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from graphopt.runtime.accumulators import Doubles
-from graphopt.runtime.pairs import Sums
+from graphopt.runtime.accumulators import Array, Doubles
+from graphopt.runtime.pairs import RowPairs, Shares
 from graphopt_passes.axes import Group
 from graphopt_passes.refit.recurrent import Layer
 from graphopt_passes.refit.solve import variation
@@ -121,26 +121,36 @@ def _subtract(matrix: Doubles, left: Doubles, right: Doubles) -> None:
 
 
 @dataclass(frozen=True)
-class Blind:
-    """A layer of whose inputs nothing is known: as if they were independent and of one size.
+class Apart:
+    """A layer of which only the units' own parts are known: nothing makes up for what is removed.
 
     Attributes:
-        sizes: Σw² of each unit's columns without its own rows, as a share of all w², float64 [width].
+        sizes: of each unit's part without its own rows, as a share of all, float64 [width].
     """
 
     sizes: Doubles
 
     @classmethod
-    def of(cls, layer: Layer, columns: Columns, own: Columns) -> Blind:
-        """Of a layer whose units have these columns and rows; its weight is read a part at a time."""
-        rows, sizes, energy = layer.rows(), np.zeros(len(columns)), 0.0
-        for start in range(0, len(rows), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            squares = np.square(rows[part], dtype=np.float64)
-            energy += float(squares.sum())
-            by_unit = squares[:, columns].sum(axis=2)  # [rows, width]
-            sizes += np.where(own[part, None] == np.arange(len(columns)), 0.0, by_unit).sum(axis=0)
-        return cls(sizes / (energy or 1.0))
+    def by_weights(cls, layer: Layer, columns: Columns, own: Columns) -> Apart:
+        """Of a layer of whose inputs nothing is known: as if they were independent and of one size."""
+
+        def size(rows: Array, unit: Columns) -> Doubles:
+            return np.asarray(np.square(rows[:, unit], dtype=np.float64).sum(axis=1))
+
+        energy = sum(float(np.square(part, dtype=np.float64).sum()) for _, part in _parts(layer))
+        return cls(_sizes(layer, columns, own, size) / (energy or 1.0))
+
+    @classmethod
+    def by_rows(cls, layer: Layer, columns: Columns, own: Columns, pairs: RowPairs) -> Apart:
+        """Of a layer with too many columns for H: Σ(w_c·(x_c − x̄_c))² over rows that it reads."""
+        x, y = pairs.of(0)
+        x = x - x.mean(axis=0) if layer.can_shift and len(x) else x
+
+        def size(rows: Array, unit: Columns) -> Doubles:
+            return np.asarray(np.square(rows[:, unit] @ x[:, unit].T, dtype=np.float64).sum(axis=1))
+
+        energy = float(np.square(y - y.mean(axis=0), dtype=np.float64).sum()) if len(y) else 0.0
+        return cls(_sizes(layer, columns, own, size) / (energy or 1.0))
 
     def costs(self, units: Columns) -> Doubles:
         """Nothing can make up for them."""
@@ -159,18 +169,41 @@ class Blind:
         return np.diag(self.sizes)
 
 
-def readers(group: Group, layer: Layer, sums: Sums | None) -> Iterator[Reader]:
+def _parts(layer: Layer) -> Iterator[tuple[slice, Array]]:
+    """A layer's weight, some rows at a time."""
+    rows = layer.rows()
+    for start in range(0, len(rows), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        yield part, rows[part]
+
+
+def _sizes(
+    layer: Layer, columns: Columns, own: Columns, size: Callable[[Array, Columns], Doubles]
+) -> Doubles:
+    """The sum over a layer's rows of a size of each unit's columns in them; 0 in the unit's own rows."""
+    found = np.zeros(len(columns))
+    for part, rows in _parts(layer):
+        for unit, mine in enumerate(columns):
+            found[unit] += size(rows, mine)[own[part] != unit].sum()
+    return found
+
+
+def readers(group: Group, layer: Layer, known: Shares | RowPairs | None) -> Iterator[Reader]:
     """The readers of a group that a layer is, one for each of its own groups.
 
     Args:
         group: of channels.
         layer: one that consumes it.
-        sums: over its inputs and outputs; None if nothing is known.
+        known: of its inputs and outputs; None if nothing is.
     """
     columns, own = unit_columns(group, layer), _own_rows(group, layer)
-    if sums is None:
-        yield Blind.of(layer, columns, own.reshape(-1))
+    if known is None:
+        yield Apart.by_weights(layer, columns, own.reshape(-1))
         return
+    if isinstance(known, RowPairs):
+        yield Apart.by_rows(layer, columns, own.reshape(-1), known)
+        return
+    sums = known.fit
     for index, rows in enumerate(layer.fit().rows):
         mean = sums.x[index] / max(sums.count, 1) if layer.can_shift else np.zeros(layer.columns)
         h = np.outer(-sums.count * mean, mean)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.runtime.pairs import Shares, Sums
+from graphopt.runtime.pairs import RowPairs, Shares, Sums
+from graphopt_passes.refit.dual import fit_rows
+from graphopt_passes.refit.linear import Linear
 from graphopt_passes.refit.recurrent import Layer
 from graphopt_passes.refit.solve import RIDGES, Fit, Problem
 
 Kept = NDArray[np.int64]
 
 
-def fit_kept(layer: Layer, pairs: Shares, kept: Kept | None) -> Fit:
+def fit_kept(layer: Layer, pairs: Shares | RowPairs, kept: Kept | None) -> Fit:
     """The weight on some columns, zero on the others, whose ridge is best on samples that fit nothing.
 
     The weight that there is stays if no fit is better.
@@ -22,6 +24,9 @@ def fit_kept(layer: Layer, pairs: Shares, kept: Kept | None) -> Fit:
         pairs: what it reads and should give.
         kept: the columns that stay, ascending; None for all.
     """
+    if isinstance(pairs, RowPairs):
+        assert isinstance(layer, Linear)
+        return fit_rows(layer, pairs, np.arange(layer.columns) if kept is None else kept)
     start = layer.fit()
     if kept is None:
         return _fitted(layer, start, pairs.fit, pairs.held)

@@ -26,7 +26,8 @@ HELD_EVERY = 4
 MOST_COLUMNS = 3072
 """Above this H takes more than 75 MB, ten times while a layer is fitted: rows are kept instead."""
 
-_MOST_WIDE = 2048
+MOST_ROWS = 2048
+"""That are kept of what a layer reads."""
 
 # All samples together; more rows of the same images change little.
 _LEAST_ROWS = 1 << 15
@@ -68,15 +69,17 @@ class _Targets:
         return cls(layer.targets(found.fit), layer.targets(found.held))
 
 
-def moments_or_rows(
+def moments_or_rows(  # noqa: PLR0913 - the last is given by keyword
     collector: Collector,
     teacher: Model,
     student: Model,
     layers: Iterable[Layer],
     samples: Iterable[Mapping[str, Any]],
+    *,
+    most: int = MOST_COLUMNS,
 ) -> Iterator[tuple[Layer, Shares | RowPairs]]:
-    """As :func:`moments`, but rows of layers with more than :data:`MOST_COLUMNS` columns."""
-    kinds = [(layer, _sums_or_rows(layer, length_hint(samples) or 1)) for layer in layers]
+    """As :func:`moments`, but rows of layers with more columns than ``most`` and one group."""
+    kinds = [(layer, _sums_or_rows(layer, length_hint(samples) or 1, most)) for layer in layers]
     yield from _gathered(collector, teacher, student, kinds, samples)
 
 
@@ -120,11 +123,10 @@ def _sums(layer: Layer, samples: int) -> Paired | Steps:
     return layer.steps(HELD_EVERY) if isinstance(layer, Recurrent) else _paired(layer, samples)
 
 
-def _sums_or_rows(layer: Layer, samples: int) -> Paired | PairedRows | Steps:
+def _sums_or_rows(layer: Layer, samples: int, most: int) -> Paired | PairedRows | Steps:
     """The same; rows of a wide layer."""
-    if isinstance(layer, Linear) and layer.columns > MOST_COLUMNS and layer.groups == 1:
-        return _rows(layer, samples)
-    return _sums(layer, samples)
+    wide = isinstance(layer, Linear) and layer.columns > most and layer.groups == 1
+    return _rows(layer, samples) if wide and isinstance(layer, Linear) else _sums(layer, samples)
 
 
 def _paired(layer: Linear, samples: int) -> Paired:
@@ -138,5 +140,5 @@ def _paired(layer: Linear, samples: int) -> Paired:
 def _rows(layer: Linear, samples: int) -> PairedRows:
     """The same, of rows."""
     few = _paired(layer, samples)
-    kind = replace(few.moments, rows=-(-_MOST_WIDE // samples))
-    return PairedRows(kind, few.channels, few.axis, few.held_every, _MOST_WIDE)
+    kind = replace(few.moments, rows=-(-MOST_ROWS // samples))
+    return PairedRows(kind, few.channels, few.axis, few.held_every, MOST_ROWS)

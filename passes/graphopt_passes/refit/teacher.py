@@ -17,19 +17,19 @@ from graphopt.activations import Collector
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.precision import Task
-from graphopt.runtime.pairs import Shares
+from graphopt.runtime.pairs import RowPairs, Shares
 from graphopt.samples.batches import batched
 from graphopt.samples.sampling import Sample
 from graphopt.samples.shelf import shelved
 from graphopt_passes.refit.finite import nonfinite
 from graphopt_passes.refit.kept import Kept, fit_kept
 from graphopt_passes.refit.linear import Linear, linear_layers
-from graphopt_passes.refit.moments import HELD_EVERY, moments
+from graphopt_passes.refit.moments import HELD_EVERY, moments_or_rows
 from graphopt_passes.refit.recurrent import AnyLayer, Layer, fittable
 from graphopt_passes.refit.waves import waves
 
 MOST_COLUMNS = 4608
-"""Of a layer that is fitted: its moments take 170 MB."""
+"""Of a layer that is fitted by its moments, which take 170 MB; wider ones are by rows."""
 
 MOST_SAMPLES = 2048
 """A layer that is read once per sample has as many rows."""
@@ -96,14 +96,14 @@ class Teacher:
         told = "what is left is not fitted to make up for what is removed: that takes at least"
         return (f"{told} {HELD_EVERY} samples that calibrate, and there {'is' if few == 1 else 'are'} {few}",)
 
-    def pairs(self, student: Model, layers: Iterable[Layer]) -> Iterator[tuple[Layer, Shares]]:
-        """Sums over what layers of a student read, and what they are to give.
+    def pairs(self, student: Model, layers: Iterable[Layer]) -> Iterator[tuple[Layer, Shares | RowPairs]]:
+        """Sums over what layers of a student read, and what they are to give, or rows of very many columns.
 
-        Layers of very many columns, and all without samples, are left out.
+        Layers that are not seen, and all without samples, are left out.
         """
-        seen = [layer for layer in layers if layer.columns <= MOST_COLUMNS]
+        seen = [layer for layer in layers if is_seen(layer)]
         if seen and self.samples:
-            yield from moments(self.task.collector, self.model, student, seen, self.samples)
+            yield from gathered(self.task.collector, self.model, student, seen, self.samples)
 
     def in_order(
         self, student: Model, layers: Sequence[AnyLayer], gather: Gather[AnyLayer, Found]
@@ -142,16 +142,32 @@ class Teacher:
             layer
             for layer in mine[first:]
             if (layer.name in self.layers or layer.name in columns)
-            and layer.columns <= MOST_COLUMNS
+            and is_seen(layer)
             and not run.keeps(layer.node)
         ]
         fitted: dict[str, Layer] = {}
-        for layer, pairs in self.in_order(student, todo, moments):
+        for layer, pairs in self.in_order(student, todo, gathered):
             fit = fit_kept(layer, pairs, columns.get(layer.name))
             layer.write(student, run, fit)
             fitted[layer.name] = layer
             del pairs, fit  # before the next are gathered
         return fitted
+
+
+def is_seen(layer: Layer) -> bool:
+    """Whether what a layer reads can be gathered: sums of up to 4,608 columns, else rows of one group."""
+    return layer.columns <= MOST_COLUMNS or (isinstance(layer, Linear) and layer.groups == 1)
+
+
+def gathered(
+    collector: Collector,
+    teacher: Model,
+    student: Model,
+    layers: Iterable[Layer],
+    samples: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[Layer, Shares | RowPairs]]:
+    """As :func:`.moments_or_rows`, with sums of as many columns as can be."""
+    return moments_or_rows(collector, teacher, student, layers, samples, most=MOST_COLUMNS)
 
 
 def _finite(one: Linear | tuple[ir.Node, str]) -> Linear | tuple[ir.Node, str]:

@@ -1,0 +1,138 @@
+"""Least squares of a layer with too many columns for H, from rows that it reads: the dual form.
+
+With X and R, what is missing of what it should give, about their means where b is free,
+
+    ΔW = Rᵀ·(X·Xᵀ + λI)⁻¹·X,    R = Y − X·W₀ᵀ − b₀
+
+is the minimum that :mod:`.solve` finds (Saunders, Gammerman and Vovk 1998), from a matrix of as many rows as
+there are. The weight is read and made a part at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from graphopt.runtime.accumulators import Doubles
+from graphopt.runtime.pairs import RowPairs
+from graphopt_passes.refit.linear import Linear
+from graphopt_passes.refit.solve import RIDGES, Fit
+
+Floats = NDArray[np.float32]
+Columns = NDArray[np.int64]
+
+_NUMBERS = 1 << 22  # of a weight, at once
+
+
+def fit_rows(layer: Linear, pairs: RowPairs, columns: Columns) -> Fit:
+    """The weight on some columns, zero on the others, whose ridge is best on rows that fit nothing.
+
+    The weight that there is stays if no fit is better.
+
+    Args:
+        layer: gives the weight to start from; it has one group.
+        pairs: rows of what it reads and should give.
+        columns: those that stay, ascending.
+
+    Returns:
+        W and b, float32.
+    """
+    found = _best(_Rows.of(layer, pairs, 0, columns), _Rows.of(layer, pairs, 1, columns), layer.can_shift)
+    rows, bias = np.zeros((layer.channels, layer.columns), np.float32), layer.bias()
+    for part, weight in _parts(layer, columns):
+        rows[part, columns] = weight if found is None else weight + found.weight(part)
+    if found is not None and layer.can_shift:
+        bias = bias + found.shift.astype(np.float32)
+    return Fit(rows[None], bias[None])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that a layer reads, and what is missing of what it should give.
+
+    Attributes:
+        x: [n, columns].
+        r: [n, channels].
+    """
+
+    x: Floats
+    r: Floats
+
+    @classmethod
+    def of(cls, layer: Linear, pairs: RowPairs, share: int, columns: Columns) -> _Rows:
+        x, y = pairs.of(share)
+        x, missing = x[:, columns], y - layer.bias()
+        for part, weight in _parts(layer, columns):
+            missing[:, part] -= x @ weight.T
+        return cls(x, missing)
+
+    def __add__(self, other: _Rows) -> _Rows:
+        return _Rows(np.concatenate([self.x, other.x]), np.concatenate([self.r, other.r]))
+
+    def means(self, shifts: bool) -> tuple[Floats, Floats]:
+        """Of x and r; 0 where b is not free."""
+        share = np.full(len(self.x), shifts / max(len(self.x), 1), np.float32)
+        return share @ self.x, share @ self.r
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What is added to a weight and its bias.
+
+    Attributes:
+        x: X, [n, columns].
+        factors: (X·Xᵀ + λI)⁻¹·R, float64 [n, channels].
+        center: the means of both; 0 where b is not free.
+    """
+
+    x: Floats
+    factors: Doubles
+    center: tuple[Floats, Floats]
+
+    @classmethod
+    def of(cls, rows: _Rows, ridge: float, shifts: bool) -> _Change:
+        """For λ as a part of the mean of the diagonal of H."""
+        center = rows.means(shifts)
+        x, r = rows.x - center[0], (rows.r - center[1]).astype(np.float64)
+        products = (x @ x.T).astype(np.float64)
+        products[np.diag_indices(len(x))] += ridge * np.trace(products) / x.shape[1] or 1.0
+        solved = linalg.solve(products, r, assume_a="pos", overwrite_a=True, check_finite=False)
+        return cls(x, np.asarray(solved, np.float64), center)
+
+    def error(self, rows: _Rows) -> float:
+        """Σ‖R‖² that is left on some rows."""
+        made = ((rows.x - self.center[0]) @ self.x.T) @ self.factors + self.center[1]
+        return float(np.square(rows.r - made).sum())
+
+    def weight(self, part: slice) -> Floats:
+        """ΔW of some channels."""
+        return self.factors[:, part].T.astype(np.float32) @ self.x
+
+    @property
+    def shift(self) -> Doubles:
+        """Δb."""
+        return np.asarray(self.center[1] - (self.x @ self.center[0]) @ self.factors, np.float64)
+
+
+def _best(fit: _Rows, held: _Rows, shifts: bool) -> _Change | None:
+    """The change of all rows, with the ridge that errs least on those held out; None if none is better."""
+    if not len(fit.x):
+        return None
+    judge = held if len(held.x) else fit
+    errors = {ridge: _Change.of(fit, ridge, shifts).error(judge) for ridge in RIDGES}
+    best = min(errors, key=lambda ridge: errors[ridge])
+    if errors[best] >= np.square(judge.r, dtype=np.float64).sum():
+        return None
+    return _Change.of(fit + held, best, shifts)
+
+
+def _parts(layer: Linear, columns: Columns) -> Iterator[tuple[slice, Floats]]:
+    """The weight on some columns, some channels at a time."""
+    rows, step = layer.rows(), max(_NUMBERS // layer.columns, 1)
+    for start in range(0, layer.channels, step):
+        part = slice(start, min(start + step, layer.channels))
+        yield part, np.asarray(rows[part][:, columns], np.float32)
