@@ -60,6 +60,21 @@ class Sums:
         self.yy += np.square(y, dtype=np.float64).sum(axis=1)
         self.count += x.shape[1]
 
+    def moved(self, x: Doubles, y: Doubles) -> None:
+        """Make sums of rows from which x and y had been taken those of the rows, in place.
+
+        Args:
+            x, y: [groups, columns] and [groups, channels/groups].
+        """
+        whole = self.x + self.count * x  # Σ (d + x)(d + x)ᵀ = Σ ddᵀ + x·(Σ d)ᵀ + (Σ d + n·x)·xᵀ
+        for start in range(0, x.shape[1], _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            for products, right, center in ((self.xx, self.x, x), (self.xy, self.y, y)):
+                products[:, part] += x[:, part, None] * right[:, None]
+                products[:, part] += whole[:, part, None] * center[:, None]
+        self.yy += y * (2 * self.y + self.count * y)
+        self.x, self.y = whole, self.y + self.count * y
+
 
 class Shares(Protocol):
     """Sums over two shares of the samples."""
@@ -178,6 +193,7 @@ class Pairs:
     count: int = 0
     arrays: int = 0
     _sums: list[Sums] = field(default_factory=list)
+    _center: tuple[Array, Array] | None = None
     _waiting: list[list[tuple[Array, Array]]] = field(default_factory=lambda: [[], []])
 
     def add(self, x: Array, y: Array) -> None:
@@ -217,14 +233,29 @@ class Pairs:
     def _all(self) -> list[Sums]:
         for share in range(2):
             self._take(share)
+        if self._center is not None:
+            x, y = (np.asarray(part[:, 0], np.float64) for part in self._center)
+            for sums in self._sums:
+                if sums.count:
+                    sums.moved(x, y)
+            self._center = None
         return self._sums
 
     def _take(self, share: int) -> None:
-        """Multiply the rows that wait for it: many at once, since adding up takes time too."""
-        if not self._sums:
-            self._sums = list(self._empty())
+        """Multiply the rows that wait for it: many at once, since adding up takes time too.
+
+        Products are float32. So the first rows' mean is taken from all of them, else what varies little about
+        a large mean would be lost.
+        """
         if waiting := self._waiting[share]:
             x, y = (np.concatenate(rows, axis=1) for rows in zip(*waiting, strict=True))
+            if not self._sums:
+                self._center = _mean(x), _mean(y)
+            if self._center is not None:
+                x, y = x - self._center[0], y - self._center[1]
+        if not self._sums:
+            self._sums = list(self._empty())
+        if waiting:
             self._sums[share].take(x, y)
             self._waiting[share] = []
 
@@ -237,6 +268,12 @@ class Pairs:
     def __getstate__(self) -> dict[str, Any]:
         self._all()
         return self.__dict__
+
+
+def _mean(rows: Array) -> Array:
+    """Over the rows, float32 [groups, 1, …]."""
+    found: Array = rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    return found
 
 
 @dataclass(frozen=True)

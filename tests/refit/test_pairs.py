@@ -88,3 +88,21 @@ def test_what_is_not_finite_is_refused(which: int) -> None:
 def test_another_number_of_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="4 channels, not 3"):
         fed(Paired(Moments(6), 3, -1), [(np.ones((2, 6)), np.ones((2, 4)))])
+
+
+def test_what_varies_little_about_a_large_mean_is_not_lost() -> None:
+    """Float32 products alone are off by more than all that varies."""
+    rng = np.random.default_rng(0)
+    pairs = Paired(Moments(5), 3, -1, 4).start()
+    xs = [(1000 + 0.1 * rng.standard_normal((50, 5))).astype(np.float32) for _ in range(60)]
+    ys = [(x[:, :3] - 990).astype(np.float32) for x in xs]
+    for x, y in zip(xs, ys, strict=True):
+        pairs.add(x, y)
+    for sums, part in ((pairs.fit, [i for i in range(60) if i % 4 != 3]), (pairs.held, range(3, 60, 4))):
+        x, y = (np.concatenate([one[i] for i in part]).astype(np.float64) for one in (xs, ys))
+        near = {"rtol": 1e-9}
+        np.testing.assert_allclose(sums.xx[0], x.T @ x, **near)
+        np.testing.assert_allclose(sums.xy[0], x.T @ y, **near)
+        np.testing.assert_allclose(sums.x[0], x.sum(axis=0), **near)
+        np.testing.assert_allclose(sums.y[0], y.sum(axis=0), **near)
+        np.testing.assert_allclose(sums.yy[0], (y * y).sum(axis=0), **near)

@@ -118,15 +118,24 @@ def test_what_costs_too_much_accuracy_gets_more_bits_and_the_rest_stays_small() 
     ("end", "bits"),
     [
         ("y = MatMul (h, v)", 8),
+        ("y = Gemm (h, v, b)", 8),
         ("p = MatMul (h, v)  s = Add (p, b)  y = Softmax (s)", 8),
+        ("p = MatMul (h, v)  q = Mul (p, b)  n = Shape (x)  y = Reshape (q, n)", 8),
+        ("p = MatMul (h, v)  y = Identity (p)  z = ArgMax (p)", 8),
         ("p = MatMul (h, v)  y = Relu (p)", 4),
         ("p = MatMul (h, v)  y = Add (p, h)", 4),  # no scores, but a residual stream
+        ("y = MatMul (h, v)  z = Relu (y)", 4),  # given, and read on
+        ("y = If (c) <then_branch = t () => (p) { p = MatMul (h, v) }, else_branch = OTHER>", 4),
     ],
 )
 def test_a_last_product_has_eight_bits(end: str, bits: int) -> None:
-    text = f"g (float[M, 64] x) => (float[M, 64] y) {{ a = MatMul (x, w)  h = Tanh (a)  {end} }}"
+    more = ", float z" if " z =" in end else ""
+    end = end.replace("OTHER", "e () => (q) { q = Tanh (h) }")
+    text = (
+        f"g (float[M, 64] x, bool c) => (float[M, 64] y{more}) {{ a = MatMul (x, w)  h = Tanh (a)  {end} }}"
+    )
     report = lowered(build(text, w=normal(64, 64), v=normal(64, 64), b=normal(64)), verify=False).report
-    assert {one.name: one.precision for one in report.layers} == {"w": "int4", "v": f"int{bits}"}
+    assert {one.name[0]: one.precision for one in report.layers} == {"w": "int4", "v": f"int{bits}"}
 
 
 def test_where_no_choice_keeps_the_budget_the_model_stays_as_it_is() -> None:

@@ -188,7 +188,7 @@ class _Search:
         path = self.task.write(model)
         if wrong := self._wrong(model, path):
             return self._refuse(wrong, judged)
-        if not self._interface[0]:  # floats go in and out while it is judged and measured
+        if not self._interface[0] and self._is_there:  # floats go in and out while it is judged and measured
             path = self.task.write(replace(self.trials, keep_io=True).build(judged.kept)[0])
         if not (judged := self._run_there(judged, path)).holds:
             return self._refuse(f"run in {self.half}, the result misses the budget: {judged.reason}", judged)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from graphopt.model import Model
 from graphopt_passes.axes import groups, masked, shrink
 from graphopt_passes.prune.network import Kept, Network
-from graphopt_passes.refit.recurrent import Layer, fittable
+from graphopt_passes.refit.recurrent import fittable
+from graphopt_passes.refit.teacher import Fitted
 
 
 def cut(network: Network, kept: Kept) -> Model:
@@ -18,14 +19,14 @@ def cut(network: Network, kept: Kept) -> Model:
     if network.refits:
         fitted = _fitted(network, kept)
         for name, layer in fittable(final).items():
-            if name in fitted:  # read from the file that they were written to, one at a time
-                layer.write(final, run, fitted[name].stored())
+            if name in fitted:
+                layer.write(final, run, fitted[name].fit())
     again = groups(final, network.task.options.keep).groups
     same = dict(zip(network.analysis.groups, again, strict=True))
     return shrink(final, {same[group]: units for group, units in kept.items()}, run.spill)
 
 
-def _fitted(network: Network, kept: Kept) -> dict[str, Layer]:
+def _fitted(network: Network, kept: Kept) -> dict[str, Fitted]:
     """Layers with weights for what they read now; zero where they read nothing more."""
     student, run = masked(network.model, kept), network.task.new_run()
     columns = {name: network.columns(layer, kept) for name, layer in network.fitted.items()}

@@ -61,7 +61,7 @@ class Orders:
         def build(name: str) -> Draft:
             return Draft(task, halves[name], frozenset())
 
-        noises = sensitivities(task, build, list(halves), refused.__setitem__)
+        noises = sensitivities(task, build, list(halves), refused.__setitem__, network.held)
         return cls(found, noises, refused)
 
     def noise(self, name: str, gone: int) -> float:
@@ -120,7 +120,7 @@ def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Shar
     for name, layer in fittable(model).items():
         columns = network.columns(network.fitted[name], kept) if name in pairs else None
         if columns is not None:
-            layer.write(model, run, fit_kept(layer, pairs[name], columns))
+            layer.write(model, run, fit_kept(layer, pairs[name], columns, final=False))
     return model
 
 

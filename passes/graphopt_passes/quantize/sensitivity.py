@@ -14,6 +14,7 @@ from graphopt.errors import WorkerError
 from graphopt.precision import Task
 from graphopt.proof.accuracy import NEGLIGIBLE, Score
 from graphopt.proof.evaluation import HeldOut
+from graphopt.samples.sampling import Samples
 from graphopt_passes.quantize.draft import Draft
 
 SAMPLES = 8
@@ -33,6 +34,7 @@ def sensitivities(
     build: Callable[[str], Draft],
     layers: Sequence[str],
     refuse: Callable[[str, str], None] = _ignored,
+    samples: Samples | None = None,
 ) -> dict[str, float]:
     """Noise power over signal power by layer, on samples of the calibration if there is one.
 
@@ -41,8 +43,10 @@ def sensitivities(
         build: makes the draft with one layer on integers.
         layers: their names. Those that there was no time for get the median of the others.
         refuse: told of each layer with which the model does not run, and why; it gets :data:`UNUSABLE`.
+        samples: to judge on, of which the first are taken, where others were fitted to.
     """
-    samples = task.division.calibration if task.division.calibration_count else task.division.evaluation
+    if samples is None:
+        samples = task.division.calibration if task.division.calibration_count else task.division.evaluation
     judge = HeldOut(task.worker, task.float_path, samples, None, task.target, task.options.threads)
     judge = judge.first(SAMPLES)
     found: dict[str, float] = {}

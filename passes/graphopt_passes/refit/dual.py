@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
 from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.pairs import RowPairs
@@ -26,9 +25,10 @@ Floats = NDArray[np.float32]
 Columns = NDArray[np.int64]
 
 _NUMBERS = 1 << 22  # of a weight, at once
+_COLUMNS = 1 << 11  # of X
 
 
-def fit_rows(layer: Linear, pairs: RowPairs, columns: Columns) -> Fit:
+def fit_rows(layer: Linear, pairs: RowPairs, columns: Columns, *, final: bool = True) -> Fit:
     """The weight on some columns, zero on the others, whose ridge is best on rows that fit nothing.
 
     The weight that there is stays if no fit is better.
@@ -37,11 +37,14 @@ def fit_rows(layer: Linear, pairs: RowPairs, columns: Columns) -> Fit:
         layer: gives the weight to start from; it has one group.
         pairs: rows of what it reads and should give.
         columns: those that stay, ascending.
+        final: whether these rows are fitted to as well in the end.
 
     Returns:
         W and b, float32.
     """
-    found = _best(_Rows.of(layer, pairs, 0, columns), _Rows.of(layer, pairs, 1, columns), layer.can_shift)
+    fit, held = (_Rows.of(layer, pairs, share, columns) for share in range(2))
+    ridge = _best_ridge(fit, held if len(held.x) else fit, layer.can_shift)
+    found = None if ridge is None else _Change.of(fit + held if final else fit, ridge, layer.can_shift)
     rows, bias = np.zeros((layer.channels, layer.columns), np.float32), layer.bias()
     for part, weight in _parts(layer, columns):
         rows[part, columns] = weight if found is None else weight + found.weight(part)
@@ -98,10 +101,12 @@ class _Change:
         """For λ as a part of the mean of the diagonal of H."""
         center = rows.means(shifts)
         x, r = rows.x - center[0], (rows.r - center[1]).astype(np.float64)
-        products = (x @ x.T).astype(np.float64)
+        products = np.zeros((len(x), len(x)))
+        for start in range(0, x.shape[1], _COLUMNS):
+            part = x[:, start : start + _COLUMNS].astype(np.float64)
+            products += part @ part.T
         products[np.diag_indices(len(x))] += ridge * np.trace(products) / x.shape[1] or 1.0
-        solved = linalg.solve(products, r, assume_a="pos", overwrite_a=True, check_finite=False)
-        return cls(x, np.asarray(solved, np.float64), center)
+        return cls(x, np.asarray(np.linalg.solve(products, r), np.float64), center)
 
     def error(self, rows: _Rows) -> float:
         """Σ‖R‖² that is left on some rows."""
@@ -118,16 +123,12 @@ class _Change:
         return np.asarray(self.center[1] - (self.x @ self.center[0]) @ self.factors, np.float64)
 
 
-def _best(fit: _Rows, held: _Rows, shifts: bool) -> _Change | None:
-    """The change of all rows, with the ridge that errs least on those held out; None if none is better."""
-    if not len(fit.x):
-        return None
-    judge = held if len(held.x) else fit
-    errors = {ridge: _Change.of(fit, ridge, shifts).error(judge) for ridge in RIDGES}
-    best = min(errors, key=lambda ridge: errors[ridge])
-    if errors[best] >= np.square(judge.r, dtype=np.float64).sum():
-        return None
-    return _Change.of(fit + held, best, shifts)
+def _best_ridge(fit: _Rows, judge: _Rows, shifts: bool) -> float | None:
+    """The ridge that errs least on other rows; None if no change is better than none."""
+    errors: dict[float | None, float] = {None: float(np.square(judge.r, dtype=np.float64).sum())}
+    for ridge in RIDGES if len(fit.x) else ():
+        errors[ridge] = _Change.of(fit, ridge, shifts).error(judge)
+    return min(errors, key=lambda one: errors[one])
 
 
 def _parts(layer: Linear, columns: Columns) -> Iterator[tuple[slice, Floats]]:

@@ -55,6 +55,8 @@ class Linear:
             RefusedError: it is no such layer, or its weight is no constant of its own.
         """
         shape = _weight(node).shape.numpy()
+        turned = node.op_type != "Conv" and not g.attribute(node, "transB", 0)
+        _require_plain_bias(node, shape[1] if turned else shape[0])
         if node.op_type == "Conv":
             groups = int(g.attribute(node, "group", 1))
             kernel = math.prod(shape[2:])
@@ -62,7 +64,7 @@ class Linear:
         if len(shape) != 2:
             raise RefusedError(f"the weight of {g.label(node)} has rank {len(shape)}, not 2")
         _require_plain(node)
-        columns, channels = shape[::-1] if g.attribute(node, "transB", 0) else shape
+        columns, channels = shape if turned else shape[::-1]
         return cls(g.output_name(node), node.op_type, node, channels, columns)
 
     @property
@@ -190,6 +192,12 @@ def _require_plain(node: ir.Node) -> None:
     """Refuse a Gemm whose numbers are not those that it computes with."""
     if node.op_type == "Gemm" and (g.attribute(node, "alpha", 1.0), g.attribute(node, "beta", 1.0)) != (1, 1):
         raise RefusedError(f"{g.label(node)} scales its weight or its bias")
+
+
+def _require_plain_bias(node: ir.Node, channels: int) -> None:
+    """Refuse what a Conv or Gemm adds, unless it is a constant for each channel: what it gives is W·x + b."""
+    if any(not _fits(g.constant(one), channels) for one in node.inputs[2:] if one is not None):
+        raise RefusedError(f"{g.label(node)} adds what is no constant for each channel")
 
 
 def _added(node: ir.Node, channels: int) -> tuple[ir.Node, int] | None:

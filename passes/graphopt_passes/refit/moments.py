@@ -54,6 +54,7 @@ def moments(
         DataError: a sample does not fit, or there is none.
     """
     kinds = [(layer, _sums(layer, length_hint(samples) or 1)) for layer in layers]
+    # By map, since no frame may hold what came last while the next is gathered.
     yield from map(_no_rows, _gathered(collector, teacher, student, kinds, samples))
 
 

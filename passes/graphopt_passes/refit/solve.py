@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
 from graphopt.runtime.accumulators import Array, Doubles
 from graphopt.runtime.pairs import Sums
@@ -106,9 +105,8 @@ class Problem:
     def dense(self, ridge: float) -> Fit:
         """All of W."""
         h, t = self.damped(ridge)
-        for matrix, right in zip(h, t, strict=True):  # H = Hᵀ, and LAPACK wants the order of that
-            right[...] = linalg.solve(matrix.T, right, assume_a="pos", overwrite_a=True, check_finite=False)
-        return self.with_bias(t.swapaxes(1, 2))
+        rows = np.asarray(np.linalg.solve(h, t).swapaxes(1, 2), np.float64)
+        return self.with_bias(rows)
 
     def masked(self, mask: Mask, ridge: float) -> Fit:
         """W on a mask [groups, channels/groups, columns], zero elsewhere."""

@@ -17,15 +17,17 @@ from graphopt.activations import Collector
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.precision import Task
+from graphopt.runtime.accumulators import Array
 from graphopt.runtime.pairs import RowPairs, Shares
 from graphopt.samples.batches import batched
-from graphopt.samples.sampling import Sample
+from graphopt.samples.sampling import Sample, Samples
 from graphopt.samples.shelf import shelved
 from graphopt_passes.refit.finite import nonfinite
 from graphopt_passes.refit.kept import Kept, fit_kept
 from graphopt_passes.refit.linear import Linear, linear_layers
 from graphopt_passes.refit.moments import HELD_EVERY, moments_or_rows
 from graphopt_passes.refit.recurrent import AnyLayer, Layer, fittable
+from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.waves import waves
 
 MOST_COLUMNS = 4608
@@ -41,6 +43,23 @@ Gather = Callable[
     [Collector, Model, Model, Iterable[AnyLayer], Iterable[Mapping[str, Any]]],
     Iterator[tuple[AnyLayer, Found]],
 ]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A layer of a student with the weight that was written to it, which is in no memory until it is read.
+
+    Attributes:
+        layer: the student's.
+        bias: that belongs to the weight; behind a MatMul it is part of a constant of an Add.
+    """
+
+    layer: Layer
+    bias: Array
+
+    def fit(self) -> Fit:
+        """Both, float32 or float64."""
+        return Fit(self.layer.stored().rows, self.bias)
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,12 @@ class Teacher:
         """Whether layers are fitted: a part of the samples has to judge what is fitted to the others."""
         return self.task.options.refit and len(self.samples) >= HELD_EVERY
 
+    @cached_property
+    def held(self) -> Samples | None:
+        """The samples that judge what is fitted to the others; None if nothing is fitted."""
+        mine = self.samples[HELD_EVERY - 1 :: HELD_EVERY] if self.refits else []
+        return Samples(self.task.division.calibration.source, lambda: iter(mine)) if mine else None
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Says so if there are samples, but too few to fit anything."""
@@ -123,7 +148,7 @@ class Teacher:
             self.task.progress("fitting layers", done, len(steps))
             yield from gather(self.task.collector, self.model, student, wave, self.samples)
 
-    def fit_behind(self, student: Model, run: Run, columns: Mapping[str, Kept | None]) -> dict[str, Layer]:
+    def fit_behind(self, student: Model, run: Run, columns: Mapping[str, Kept | None]) -> dict[str, Fitted]:
         """Fit a student's layers in place, from the first that was changed on, from what they read now.
 
         Those that were not changed make up for those before them, unless they are to be kept (``--keep``).
@@ -134,7 +159,7 @@ class Teacher:
             columns: of the layers that were changed those that they still read, None for all.
 
         Returns:
-            The student's layers that were fitted, by name.
+            The layers that were fitted, by name.
         """
         mine = list(fittable(student).values())
         first = next((at for at, layer in enumerate(mine) if layer.name in columns), len(mine))
@@ -145,11 +170,11 @@ class Teacher:
             and is_seen(layer)
             and not run.keeps(layer.node)
         ]
-        fitted: dict[str, Layer] = {}
+        fitted: dict[str, Fitted] = {}
         for layer, pairs in self.in_order(student, todo, gathered):
             fit = fit_kept(layer, pairs, columns.get(layer.name))
             layer.write(student, run, fit)
-            fitted[layer.name] = layer
+            fitted[layer.name] = Fitted(layer, fit.bias)
             del pairs, fit  # before the next are gathered
         return fitted
 

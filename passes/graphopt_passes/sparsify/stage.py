@@ -49,7 +49,7 @@ def prune(task: Task) -> Outcome:
 
 
 @dataclass(frozen=True)
-class _Done:
+class _Left:
     """What came of a layer: the weights that are left, and its error as in :class:`.Sparse`."""
 
     left: int
@@ -127,7 +127,7 @@ class Sparsifier:
         def build(name: str) -> Draft:
             return Draft(self.task, variants[name], frozenset())
 
-        noises = sensitivities(self.task, build, list(errors), self.stays.__setitem__)
+        noises = sensitivities(self.task, build, list(errors), self.stays.__setitem__, self.teacher.held)
         return {
             name: list(self._densities(errors[name], self.layers[name].size / self._total, noises[name]))
             for name in errors
@@ -169,13 +169,13 @@ class Sparsifier:
 
     def _fitted(
         self, student: Model, run: Run, patterns: Mapping[str, Pattern]
-    ) -> Iterator[tuple[str, _Done]]:
+    ) -> Iterator[tuple[str, _Left]]:
         """Fit a student's layers in place; those that were made sparse, or fitted to make up for others."""
         known = self.layers.keys() | self.teacher.layers.keys()
         layers = {name: one for name, one in fittable(student).items() if name in known}
         if not self.teacher.samples:
             for name, pattern in patterns.items():
-                yield name, _done(unfitted(layers[name], pattern), layers[name], student, run)
+                yield name, _written(unfitted(layers[name], pattern), layers[name], student, run)
             return
         first = min(list(layers).index(name) for name in patterns)
         behind = list(layers.values())[first:]
@@ -183,14 +183,14 @@ class Sparsifier:
         todo = [layer for layer in free if self._fitter.refit or layer.name in patterns]
         for layer, pairs in self.teacher.in_order(student, todo, moments_or_rows):
             sparse = self._fitter.sparse(layer, pairs, patterns.get(layer.name))
-            found = _done(sparse, layer, student, run)
+            found = _written(sparse, layer, student, run)
             del pairs, sparse  # before the next are gathered
             yield layer.name, found
 
     # The ledger.
 
     def _attempt(
-        self, model: Model, run: Run, patterns: Mapping[str, Pattern], done: Mapping[str, _Done]
+        self, model: Model, run: Run, patterns: Mapping[str, Pattern], done: Mapping[str, _Left]
     ) -> Attempt:
         rows = [self._row(name, patterns, done) for name in self.layers]
         zeros = sum(self.layers[name].size - done[name].left for name in patterns if name in done)
@@ -204,7 +204,7 @@ class Sparsifier:
     def _compressed(self) -> int:
         return compressed(self.task.model)
 
-    def _row(self, name: str, patterns: Mapping[str, Pattern], done: Mapping[str, _Done]) -> PrunedLayer:
+    def _row(self, name: str, patterns: Mapping[str, Pattern], done: Mapping[str, _Left]) -> PrunedLayer:
         layer, found = self.layers[name], done.get(name)
         if name not in patterns or found is None:
             unseen = "" if name in self._choices else "what it reads could not be seen"
@@ -221,7 +221,7 @@ class Sparsifier:
         )
 
 
-def _done(sparse: Sparse, layer: Layer, student: Model, run: Run) -> _Done:
+def _written(sparse: Sparse, layer: Layer, student: Model, run: Run) -> _Left:
     """Write a layer's new weights; they stay in the file."""
     layer.write(student, run, sparse.fit)
-    return _Done(int(np.count_nonzero(sparse.fit.rows)), sparse.error)
+    return _Left(int(np.count_nonzero(sparse.fit.rows)), sparse.error)

@@ -90,8 +90,8 @@ class _Search:
 
     @property
     def _harmless(self) -> Names:
-        """The weights whose kernels make no more noise than the weights: not products of 8 bits where these
-        round what they multiply with to 8 bits as well.
+        """The weights whose kernels make no more noise than the weights: not products where all have 8 bits
+        and kernels round what they multiply with to 8 bits as well.
         """
         rounds = self.bits == 8 and STYLES[self.task.options.target].rounds
         return frozenset(

@@ -8,7 +8,7 @@ its rows. Any other weight can still be stored so, and is made float once when t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,10 @@ LEAST = 1 << 11  # numbers of a weight; smaller ones save little, and their scal
 LEAST_BLOCK = 4  # numbers that share a scale, which takes as much room as eight of them
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-# What stands between a last product and the scores of a model: constants added, and what keeps their order.
-_FINISHING = ("Add", "Softmax", "LogSoftmax", "Sigmoid", "Cast", "Reshape", "Squeeze", "Flatten", "Transpose")
+# What stands between a last product and what a model gives; what is added or multiplied with is constant.
+_ADJUSTING = ("Add", "Mul", "Div")
+_SCORING = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax")
+_MOVING = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,12 @@ class Place:
 
     @property
     def is_last(self) -> bool:
-        """Whether a product with it of what was computed is what the model gives, such as scores of words."""
-        return any(one.way == "product" and _is_last(one.node) for one in self.readers)
+        """Whether a product with it is what the model gives, such as scores of words.
+
+        The product of an input is not: a model of one layer is as small as was asked for.
+        """
+        products = (one.node for one in self.readers if one.way == "product")
+        return any(node.graph is self.weight.home and _is_last(node) for node in products)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -172,20 +178,24 @@ def _reader(use: _Use, shapes: Shapes) -> Reader | None:
 
 
 def _is_last(node: ir.Node) -> bool:
-    if any(one is not None and one.is_graph_input() for one in node.inputs):
-        return False
+    """Whether a product of what was computed ends the model."""
+    first = any(one is not None and one.is_graph_input() for one in node.inputs)
     added = node.inputs[2:]  # of a Gemm
-    while _adds_constants(added) and not node.outputs[0].is_graph_output():
-        uses = list(node.outputs[0].uses())
-        if len(uses) != 1 or not g.is_op(uses[0].node, *_FINISHING):
-            return False
-        node = uses[0].node
-        added = [*node.inputs[: uses[0].idx], *node.inputs[uses[0].idx + 1 :]]
-    return _adds_constants(added)
+    return not first and all(g.constant(one) is not None for one in added) and _leaves(node.outputs[0])
 
 
-def _adds_constants(values: Sequence[ir.Value | None]) -> bool:
-    return all(one is None or g.constant(one) is not None for one in values)
+def _leaves(value: ir.Value) -> bool:
+    """Whether all that becomes of a value is what the model gives."""
+    uses = list(value.uses())
+    leaves = value.is_graph_output() or bool(uses)
+    return leaves and all(_finishes(use.node, use.idx) for use in uses)
+
+
+def _finishes(node: ir.Node, index: int) -> bool:
+    """Whether a node only moves or adjusts what it reads there, and makes what the model gives."""
+    others = [*node.inputs[:index], *node.inputs[index + 1 :]]
+    adjusts = g.is_op(node, *_ADJUSTING) and all(g.constant(one) is not None for one in others)
+    return (adjusts or g.is_op(node, *_SCORING, *_MOVING)) and all(map(_leaves, node.outputs))
 
 
 def _lookup(use: _Use) -> Reader | None:
