@@ -206,7 +206,7 @@ class Compiler:
         report.absorb(candidate.journal, candidate.model)
         report.after = Stats.of(candidate.model)
         report.left_out = self.case.candidates.left_out
-        report.notes += self._unanswered()
+        report.notes = list(dict.fromkeys([*report.notes, *self._unanswered()]))
         if report.verdict is not None:
             report.evidence, report.evidence_detail = report.verdict.status, report.verdict.summary()
         else:

@@ -79,9 +79,15 @@ def test_peak_memory_counts_the_weights(tmp_path):
 def test_the_summary_says_ratio_noise_and_workload():
     cost = Cost.of([0.001, 0.002, 0.003], 0.5)
     found = Comparison(cost, cost, 1.0, 0.05, "same", 3, describe(SAMPLE), 2, "cpu")
-    assert found.summary() == "2 ms → 2 ms, 1.00x paired ± 0.05 (same) at x0 96x96, 2 threads, cpu"
+    assert found.summary() == "2 ms → 2 ms, 1.00x paired ± 0.05 (no difference beyond noise) at x0 96x96, 2 threads, cpu"
 
 
 def test_samples_are_described_by_their_shapes():
     sample = {"s": [], "t": Tensor.of(np.float32(1)), "o": None}
     assert describe(sample) == "s of 0, t scalar, o empty"
+
+
+def test_a_verdict_of_a_busy_machine_says_so() -> None:
+    cost = Cost(2.0, 1.9, 2.1, 0.01)
+    found = [Comparison(cost, cost, 1.4, noise, "faster", 30, "x", 1, "cpu").words for noise in (0.1, 1.3)]
+    assert found == ["faster", "faster; noisy, the machine may be busy"]

@@ -48,9 +48,10 @@ def cases(report: Report) -> Iterator[Case]:
             yield layer.technique, layer.name, layer.reason
 
 
-def head(verbose: int) -> Sequence[str]:
+def head(report: Report, verbose: int) -> Sequence[str]:
     """The headings of :func:`rows`."""
-    return ("~pruned", *(["op", ">MACs"] if verbose else []), "kept", ">error", ">weights", ">ms")
+    times = [">ms"] if _is_timed(report) else []
+    return ("~pruned", *(["op", ">MACs"] if verbose else []), "kept", ">error", ">weights", *times)
 
 
 def rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
@@ -60,6 +61,7 @@ def rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
     """
     changed = [layer for layer in report.pruned if layer.kept]
     changed.sort(key=lambda layer: -(layer.error or 0.0))
+    timed = _is_timed(report)
     for layer in changed if verbose else changed[:_MOST]:
         yield (
             layer.name if verbose else _ending(layer.name),
@@ -67,8 +69,14 @@ def rows(report: Report, verbose: int) -> Iterator[Sequence[str]]:
             layer.kept,
             "" if layer.error is None else f"{layer.error:.2%}",
             _change(layer.numbers_before, layer.numbers_after),
-            _times(layer.ms_before, layer.ms_after),
+            *([_times(layer.ms_before, layer.ms_after)] if timed else []),
         )
+    if not verbose and len(changed) > _MOST:
+        yield (f"and {len(changed) - _MOST:,} more (-v)", *[""] * (len(head(report, verbose)) - 1))
+
+
+def _is_timed(report: Report) -> bool:
+    return any(layer.kept and layer.ms_after is not None for layer in report.pruned)
 
 
 def _ending(name: str) -> str:

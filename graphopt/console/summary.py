@@ -21,6 +21,7 @@ RULE_HEAD = ("rule", ">rewrites", ">refusals", "~most frequent reasons")
 PASS_HEAD = ("pass", ">time", ">rewrites")
 
 _TOP = 3
+_TIME = re.compile(r"\d[\d.e-]*(?= ms\b)")
 _LONGEST = 300
 
 
@@ -113,8 +114,8 @@ def _measured(found: Comparison) -> Iterator[Fact]:
     """Latency with its spread and where it was measured, load time, peak memory."""
     before, after = found.before, found.after
     times = [units.seconds(cost.median_ms / 1e3) for cost in (before, after)]
-    verdict = "no difference beyond noise" if found.verdict == "same" else found.verdict
-    yield "latency", f"{times[0]} -> {times[1]}  ({found.ratio:.2f}x paired ± {found.noise:.2g}: {verdict})"
+    ratio = f"{found.ratio:.2f}x paired ± {found.noise:.2g}: {found.words}"
+    yield "latency", f"{times[0]} -> {times[1]}  ({ratio})"
     threads = units.plural(found.threads, "thread") if found.threads else "default threads"
     spread = " -> ".join(f"{cost.low_ms:.3g}-{cost.high_ms:.3g}" for cost in (before, after))
     yield "", f"{found.workload}; {threads}, {found.target}; quartiles {spread} ms"
@@ -154,6 +155,8 @@ def _group(rule: str, general: str, group: Sequence[tuple[str, str]]) -> str:
         where, reason = group[0]
         return f"{rule} at {where}: {reason}"
     reasons = {reason for _, reason in group}
+    if len(reasons) > 1 and _TIME.search(group[0][1]):
+        return f"{len(group)}x {rule}, such as {group[0][0]}: {group[0][1]}"
     return f"{len(group)}x {rule}: {reasons.pop() if len(reasons) == 1 else general}"
 
 
@@ -167,5 +170,5 @@ def _once(label: str, texts: Sequence[str], limit: int | None = None) -> Iterato
 
 
 def _general(reason: str) -> str:
-    """The reason without names and large numbers, so that equal causes are counted together."""
-    return re.sub(r"'[^']*'|\b\d[\d,]*(?= bytes)|\b\d[\d,]{3,}", "…", reason)
+    """The reason without names, times and large numbers, so that equal causes are counted together."""
+    return re.sub(r"'[^']*'|\b\d[\d,]*(?= bytes)|\b\d[\d,]{3,}", "…", _TIME.sub("…", reason))

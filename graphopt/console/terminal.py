@@ -41,7 +41,7 @@ def print_report(report: Report, time_passes: bool, stats: bool, verbose: int) -
     if time_passes:
         show(_table(summary.time_rows(report), *summary.PASS_HEAD), "")
     if rows := list(pruning.rows(report, verbose)):
-        show(_table(rows, *pruning.head(verbose)), "")
+        show(_table(rows, *pruning.head(report, verbose)), "")
     if rows := list(precision.layer_rows(report, verbose)):
         show(_table(rows, *precision.layer_head(verbose)), "")
     show(_facts(summary.facts(report, verbose)))

@@ -26,6 +26,7 @@ LEAST_EFFECT = 0.02
 # Below this the sign test cannot reach 99 %.
 LEAST_ROUNDS = 8
 _ERROR = 0.01
+_NOISY = 0.25  # of the ratio: then a verdict means little
 _LOADING_S = 0.3
 _MOST_LOADS = 10
 _BLOCKS = 24
@@ -90,12 +91,18 @@ class Comparison:
         """Median milliseconds of the second model."""
         return self.after.median_ms
 
+    @property
+    def words(self) -> str:
+        """The verdict, and a warning where the noise is so large that it says little."""
+        told = "no difference beyond noise" if self.verdict == "same" else self.verdict
+        return f"{told}; noisy, the machine may be busy" if self.noise > _NOISY * self.ratio else told
+
     def summary(self) -> str:
         """One line: ``1.24 ms → 1.02 ms, 1.21x paired ± 0.03 (faster) at x 1x3, default threads, cpu``."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else "default threads"
         return (
             f"{self.before_ms:.3g} ms → {self.after_ms:.3g} ms, {self.ratio:.2f}x paired ± {self.noise:.2g}"
-            f" ({self.verdict}) at {self.workload}, {threads}, {self.target}"
+            f" ({self.words}) at {self.workload}, {threads}, {self.target}"
         )
 
 

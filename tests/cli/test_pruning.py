@@ -95,10 +95,12 @@ def test_the_ledger_reads_on_80_columns(
 
 
 def test_every_row_has_as_many_cells_as_the_head() -> None:
-    for verbose, count in ((0, 10), (1, 14)):
-        rows = list(pruning.rows(report(*LAYERS), verbose))
-        assert len(rows) == count
-        assert {len(row) for row in rows} == {len(pruning.head(verbose))}
+    for verbose, count in ((0, 11), (1, 14)):
+        for layers in (LAYERS, [replace(one, ms_before=None, ms_after=None) for one in LAYERS]):
+            rows = list(pruning.rows(report(*layers), verbose))
+            assert len(rows) == count
+            assert {len(row) for row in rows} == {len(pruning.head(report(*layers), verbose))}
+    assert next(iter(list(pruning.rows(report(*LAYERS), 0))[-1])) == "and 4 more (-v)"
 
 
 def test_what_is_left_is_summed_up_and_what_stays_has_its_reason() -> None:

@@ -121,7 +121,7 @@ class _Stage:
         numbers = {name: self.places[name].weight.tensor.size for name in self.codebooks}
         done = sum(numbers[name] for name in chosen) / sum(numbers.values())
         rows = [self._told(name, name in chosen) for name in self.codebooks]
-        told = f"{done:.0%} of the weights' own values by indices of {self.bits} bits"
+        told = f"the values of {done:.0%} of the weights, each now an index of {self.bits} bits into a table"
         return Attempt(self._build(chosen), done, (*rows, *self.refused.values()), told)
 
     def _cheapest(self, share: float) -> dict[str, bool]:

@@ -24,6 +24,8 @@ from graphopt.runtime.accumulators import Array, Doubles
 from graphopt.runtime.pairs import Sums
 
 _STEPS = 30
+_VARIED = 1e-6
+_TINY = float(np.finfo(np.float32).tiny)
 _TOLERANCE = 1e-5  # beside what a row starts from without any weight
 
 RIDGES = (1e-3, 1e-2, 1e-1)
@@ -54,7 +56,13 @@ class Fit:
 
     def relative_error(self, sums: Sums) -> float:
         """The error of all channels beside what they vary: 1 for a layer that gives its means."""
-        return float(self.error(sums).sum() / max(variation(sums).sum(), np.finfo(np.float32).tiny))
+        return share(self.error(sums).sum(), variation(sums).sum(), sums.yy.sum())
+
+
+def share(error: float, varied: float, energy: float) -> float:
+    """An error beside Σ(y − ȳ)², or beside Σy² where next to nothing varies, as in a single row."""
+    whole = varied if varied > _VARIED * energy else energy
+    return float(error / max(float(whole), _TINY))
 
 
 def variation(sums: Sums) -> Doubles:

@@ -195,7 +195,8 @@ class Sparsifier:
         rows = [self._row(name, patterns, done) for name in self.layers]
         zeros = sum(self.layers[name].size - done[name].left for name in patterns if name in done)
         share = zeros / self._total
-        told = f"{share:.1%} of {self._total:,} weights in {len(patterns)} layers"
+        layers = f"{len(patterns):,} layer{'s' * (len(patterns) != 1)}"
+        told = f"{share:.1%} of {self._total:,} weights in {layers}"
         told_gain = gain(self._compressed, compressed(model), self.task.options.target, self.amount)
         notes = (told_gain, *self.teacher.notes, *run.journal.notes)
         return Attempt(model, share, (*rows, *self.refused), told, notes)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from graphopt.runtime.pairs import RowPairs
 from graphopt_passes.refit.linear import Linear
-from graphopt_passes.refit.solve import Fit, descended
+from graphopt_passes.refit.solve import Fit, descended, share
 from graphopt_passes.sparsify import masks
 from graphopt_passes.sparsify.patterns import Anywhere, Groups, Mask, Pattern, along_channels
 
@@ -51,16 +51,15 @@ class Wide:
             every: only every so many-th channel; the fit is of those.
         """
         rows, bias = self.layer.rows()[::every], self.layer.bias()[::every].astype(np.float32)
-        found, wrong, varied = np.empty(rows.shape, np.float32), 0.0, 0.0
+        found, judged = np.empty(rows.shape, np.float32), np.zeros(3)
         for part in self._parts(rows):
             start = np.asarray(rows[part], np.float32)
             mask = None if pattern is None else self._mask(start, pattern)
             found[part] = self._left(start, bias[part], mask, self._y[:, ::every][:, part])
             if self.layer.can_shift and self.refit:
                 bias[part] = self._y[:, ::every][:, part].mean(0) - self._means @ found[part].T
-            errors, spread = self._judged(found[part], bias[part], every, part)
-            wrong, varied = wrong + errors, varied + spread
-        return Fit(found[None], bias[None]), wrong / max(varied, _TINY)
+            judged += self._judged(found[part], bias[part], every, part)
+        return Fit(found[None], bias[None]), share(*judged.tolist())
 
     @cached_property
     def _x(self) -> Floats:
@@ -117,12 +116,12 @@ class Wide:
         aim = target.T @ x + ridge * start
         return descended(times, self._energy, aim, kept, mask)
 
-    def _judged(self, rows: Floats, bias: Floats, every: int, part: slice) -> tuple[float, float]:
-        """Σ(W·x + b − y)² and Σ(y − ȳ)² on the rows that judge, or on all if none do."""
+    def _judged(self, rows: Floats, bias: Floats, every: int, part: slice) -> tuple[float, float, float]:
+        """Σ(W·x + b − y)², Σ(y − ȳ)² and Σy² on the rows that judge, or on all if none do."""
         x, y = self._held
         y = y[:, ::every][:, part]
         wrong = float(np.square(x @ rows.T + bias - y).sum())
-        return wrong, float(np.square(y - y.mean(axis=0)).sum())
+        return wrong, float(np.square(y - y.mean(axis=0)).sum()), float(np.square(y).sum())
 
     @cached_property
     def _held(self) -> tuple[Floats, Floats]:

@@ -183,10 +183,9 @@ class _Search:
         computed = sum(self._computes(self.sites[name]) for name in weights)
         if not self.builder.has_kernels:
             return f"{len(weights):,} weights stand behind DequantizeLinear in blocks"
-        return (
-            f"{computed:,} of {len(weights):,} weights are multiplied as integers; the others are made float"
-            " when the model is loaded"
-        )
+        told = f"{computed:,} of {len(weights):,} weights are multiplied as integers"
+        others = "" if computed == len(weights) else "; the others are made float when the model is loaded"
+        return f"{told}{others}"
 
     def _computes(self, site: Site) -> bool:
         return self.builder.has_kernels and site.name in self.kernels
