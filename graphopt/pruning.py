@@ -70,7 +70,7 @@ class Amount:
 def _group(kept: int, group: int) -> Amount:
     if not 0 < kept < group:
         raise UsageError(
-            f"--sparsity {kept}:{group} would keep {kept} of {group} weights; write N:M with N below M, as 2:4"
+            f"--sparsity {kept}:{group} would keep {kept} of {group} weights; write N:M with N below M"
         )
     return Amount(1 - kept / group, kept, group)
 

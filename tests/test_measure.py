@@ -79,7 +79,8 @@ def test_peak_memory_counts_the_weights(tmp_path):
 def test_the_summary_says_ratio_noise_and_workload():
     cost = Cost.of([0.001, 0.002, 0.003], 0.5)
     found = Comparison(cost, cost, 1.0, 0.05, "same", 3, describe(SAMPLE), 2, "cpu")
-    assert found.summary() == "2 ms → 2 ms, 1.00x paired ± 0.05 (no difference beyond noise) at x0 96x96, 2 threads, cpu"
+    told = "2 ms → 2 ms, 1.00x paired ± 0.05 (no difference beyond noise)"
+    assert found.summary() == f"{told} at x0 96x96, 2 threads, cpu"
 
 
 def test_samples_are_described_by_their_shapes():
