@@ -1,5 +1,7 @@
 """Measurement: what the numbers say when the truth is known; no test depends on how fast the machine is."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -8,6 +10,7 @@ from onnx import helper, numpy_helper
 from graphopt.proof.measure import Comparison, Cost, compare, describe, judge
 from graphopt.runtime.values import Tensor
 from graphopt.runtime.worker import Worker
+from graphopt.target import CPU
 
 
 def _times(factor, rounds=200, seed=0):
@@ -92,3 +95,33 @@ def test_a_verdict_of_a_busy_machine_says_so() -> None:
     cost = Cost(2.0, 1.9, 2.1, 0.01)
     found = [Comparison(cost, cost, 1.4, noise, "faster", 30, "x", 1, "cpu").words for noise in (0.1, 1.3)]
     assert found == ["faster", "faster; noisy, the machine may be busy"]
+
+
+def test_runs_are_timed_as_users_make_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From numpy to numpy: OrtValues take longer, and are only for types that numpy lacks."""
+    import onnxruntime as ort
+
+    from graphopt.runtime.sessions import Runtime
+
+    calls: list[str] = []
+    for name in ("run", "run_with_ort_values"):
+        original = getattr(ort.InferenceSession, name)
+
+        def call(self: object, *given: object, name: str = name, original: object = original) -> object:
+            calls.append(name)
+            return original(self, *given)  # type: ignore[operator]
+
+        monkeypatch.setattr(ort.InferenceSession, name, call)
+    for kind, expected in (
+        (onnx.TensorProto.FLOAT, "run"),
+        (onnx.TensorProto.BFLOAT16, "run_with_ort_values"),
+    ):
+        ports = [helper.make_tensor_value_info(name, kind, [2]) for name in "xy"]
+        graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ports[:1], ports[1:])
+        proto = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+        runtime = Runtime(tmp_path, ())
+        runtime.open(0, proto.SerializeToString(), CPU, 1)
+        raw = np.zeros(2, np.float32 if kind == onnx.TensorProto.FLOAT else np.uint16).view(np.uint8)
+        calls.clear()
+        runtime.time([0], {"x": Tensor(kind, (2,), raw)}, 4, 0.1)
+        assert set(calls) == {expected}
