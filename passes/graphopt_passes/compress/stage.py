@@ -31,6 +31,7 @@ from graphopt_passes.quantize.sensitivity import sensitivities
 from graphopt_passes.quantize.shares import FITTING, Shares
 from graphopt_passes.refit.linear import Linear, linear_layers
 from graphopt_passes.refit.teacher import Teacher
+from graphopt_passes.weights.constants import summed_up
 
 
 class Fitted(Protocol):
@@ -187,6 +188,9 @@ class _Stage:
                 return self._attempt(model, chosen, added, times)
             chosen = {name: size for name, size in chosen.items() if name not in slower}
         told = f"there is no layer for which it is worth it ({self.form.technique})"
+        if self.refused and not self.layers:
+            why = summed_up(row.reason for row in self.refused.values())
+            told = f"no layer can have another form ({self.form.technique}): {why}"
         return Attempt(None, 0.0, tuple(self.refused.values()), told)
 
     def _refit(self, model: Model, chosen: Mapping[str, int]) -> None:
