@@ -36,8 +36,8 @@ _STORE = {
 }
 _UNTRIED = {
     "float16": "float16 was checked and judged on the CPU: whether it pays is not known",
-    "bfloat16": "bfloat16 was judged by rounding and never run, since the CPU has no kernels for it: whether it"
-    " loads and pays is not known",
+    "bfloat16": "bfloat16 was judged by rounding and never run, since the CPU has no kernels for it: whether"
+    " it loads and pays is not known",
 }
 _NOTHING = 1e-11  # noise power of a node that was not rounded at all
 _BLAMED = 32  # nodes of which the noise is measured one by one
