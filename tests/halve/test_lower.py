@@ -38,6 +38,8 @@ def test_a_trained_model_keeps_its_accuracy_in_half_the_bytes(precision: str, ha
     assert report.accuracy is not None and report.accuracy.achieved
     assert report.accuracy.int8_macs == 1
     assert precisions(result).keys() == {half}
+    (untried,) = (note for note in report.notes if note.endswith("pays is not known"))
+    assert ("never run" in untried) == (half == "bfloat16")
     assert report.before is not None and report.after is not None
     assert report.after.file_bytes < 0.51 * report.before.file_bytes
     proto = serialized(result.model)

@@ -321,3 +321,11 @@ def test_a_weight_that_is_no_constant_of_floats_has_its_own_reason(case: str) ->
     report = lowered(build(text, w=w)).report
     assert [(one.name, one.precision, one.reason) for one in report.layers] == [("w", "float32", reason)]
     assert any(f"1x {reason}" in note for note in report.notes)
+
+
+def test_without_verification_kernels_that_are_slower_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter(["slower, they say", ""])
+    monkeypatch.setattr("graphopt_passes.weights.lower.slower", lambda *_: next(told))
+    result = lowered(models.path("fashion_mlp"), rounding="nearest", verify=False)
+    assert "MatMulNBits" not in ops(result.model)
+    assert {one.precision for one in result.report.layers} == {"int4"}

@@ -34,6 +34,11 @@ _STORE = {
     "float16": "--store fp16 halves the file, and leaves the latency as it is",
     "bfloat16": "--store bf16 halves the file, and leaves the latency as it is",
 }
+_UNTRIED = {
+    "float16": "float16 was checked and judged on the CPU: whether it pays is not known",
+    "bfloat16": "bfloat16 was judged by rounding and never run, since the CPU has no kernels for it: whether"
+    " it loads and pays is not known",
+}
 _NOTHING = 1e-11  # noise power of a node that was not rounded at all
 _BLAMED = 32  # nodes of which the noise is measured one by one
 
@@ -195,7 +200,7 @@ class _Search:
         if self.task.measured and not (measured := self.task.compare(self.task.float_path, path)).pays:
             return self._refuse(f"{self.half} does not pay here: {measured.summary()}", judged)
         if not self._is_there:
-            self.notes.append(f"{self.half} was checked and judged on the CPU: whether it pays is not known")
+            self.notes.append(_UNTRIED[self.half])
         self.notes += [told for told in self._interface[1:] if told]
         self.notes.append(f"{halved.casts} Casts between float and {self.half}")
         if converted := _converted_inputs(model):

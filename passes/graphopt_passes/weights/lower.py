@@ -163,7 +163,8 @@ class _Search:
 
     def _accept(self, weights: Weights, verdict: Verdict) -> Outcome:
         model = self._model(weights)
-        if not verdict.unknown and (found := slower(self.task, model)):
+        runs = not (verdict.unknown and self.task.options.verify)  # else it does not fit into memory
+        if runs and (found := slower(self.task, model)):
             return self._decoded(weights, found, verdict)
         notes = (*verdict.notes, self._told(weights))
         return Outcome(model, verdict.reason, verdict.score, tuple(self._layers(weights)), notes=notes)
