@@ -1,5 +1,6 @@
 """Measurement: what the numbers say when the truth is known; no test depends on how fast the machine is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,9 @@ def test_a_verdict_of_a_busy_machine_says_so() -> None:
     assert found == ["faster", "faster; noisy, the machine may be busy"]
 
 
+Run = Callable[..., object]
+
+
 def test_runs_are_timed_as_users_make_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From numpy to numpy: OrtValues take longer, and are only for types that numpy lacks."""
     import onnxruntime as ort
@@ -107,9 +111,9 @@ def test_runs_are_timed_as_users_make_them(monkeypatch: pytest.MonkeyPatch, tmp_
     for name in ("run", "run_with_ort_values"):
         original = getattr(ort.InferenceSession, name)
 
-        def call(self: object, *given: object, name: str = name, original: object = original) -> object:
+        def call(self: object, *given: object, name: str = name, original: Run = original) -> object:
             calls.append(name)
-            return original(self, *given)  # type: ignore[operator]
+            return original(self, *given)
 
         monkeypatch.setattr(ort.InferenceSession, name, call)
     for kind, expected in (

@@ -60,8 +60,8 @@ def test_the_fit_is_that_of_the_sums(arrays: int, shifts: bool, kept: np.ndarray
     found = fit_rows(layer, rows, np.arange(COLUMNS) if kept is None else kept)
     expected = fit_kept(layer, sums, kept)
     assert np.abs(expected.rows - w).max() > 0.01  # it was fitted
-    np.testing.assert_allclose(found.rows, expected.rows, atol=2e-4)
-    np.testing.assert_allclose(found.bias, expected.bias, atol=2e-4)
+    np.testing.assert_allclose(found.rows, expected.rows, atol=4e-5)
+    np.testing.assert_allclose(found.bias, expected.bias, atol=4e-5)
 
 
 @pytest.mark.parametrize("arrays", [0, 1, 3])

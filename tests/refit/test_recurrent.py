@@ -169,7 +169,7 @@ def test_a_gate_of_a_gru_varies_by_its_inputs_and_its_states_apart(
     x[:, :, :INPUTS] -= x[:, :, :INPUTS].mean(axis=1, keepdims=True)
     parts = [x[:, :, part] @ fit.rows[:, :, part].swapaxes(1, 2) for part in PARTS]
     expected = sum(np.square(part).sum(axis=1) for part in parts)
-    np.testing.assert_allclose(sums.yy - sums.y**2 / sums.count, expected, rtol=5e-6)
+    np.testing.assert_allclose(sums.yy - sums.y**2 / sums.count, expected, rtol=5e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -180,8 +180,8 @@ def test_the_mean_of_an_input_that_goes_moves_to_the_bias(kind: str, worker: Wor
     layer, found = gathered(recurrent(kind), data, worker)
     before, kept = layer.fit(), np.delete(np.arange(layer.columns), 2)
     after = fit_kept(layer, found, kept)
-    np.testing.assert_allclose(after.bias, before.bias + 3 * before.rows[:, :, 2], atol=1e-5)
-    np.testing.assert_allclose(after.rows[:, :, kept], before.rows[:, :, kept], atol=1e-5)
+    np.testing.assert_allclose(after.bias, before.bias + 3 * before.rows[:, :, 2], atol=1e-6)
+    np.testing.assert_allclose(after.rows[:, :, kept], before.rows[:, :, kept], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["GRU", "GRU<linear_before_reset = 1>"])
@@ -189,8 +189,8 @@ def test_neither_inputs_nor_the_bias_of_a_gru_stand_in_for_a_state(kind: str, wo
     layer, found = gathered(recurrent(kind), [{"x": one["x"] + 1} for one in samples(16)], worker)
     before, kept = layer.fit(), np.delete(np.arange(layer.columns), INPUTS + 2)
     after = fit_kept(layer, found, kept)
-    np.testing.assert_allclose(after.bias, before.bias, atol=1e-5)
-    np.testing.assert_allclose(after.rows[:, :, :INPUTS], before.rows[:, :, :INPUTS], atol=1e-5)
+    np.testing.assert_allclose(after.bias, before.bias, atol=1e-6)
+    np.testing.assert_allclose(after.rows[:, :, :INPUTS], before.rows[:, :, :INPUTS], atol=1e-6)
     assert np.abs(after.rows - before.rows)[:, :, kept].max() > 0.01
 
 

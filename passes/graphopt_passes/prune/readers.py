@@ -20,6 +20,7 @@ from scipy import linalg
 from graphopt.runtime.accumulators import Array, Doubles
 from graphopt.runtime.pairs import RowPairs, Shares
 from graphopt_passes.axes import Group
+from graphopt_passes.refit.linear import in_parts
 from graphopt_passes.refit.recurrent import Layer
 from graphopt_passes.refit.solve import variation
 
@@ -134,11 +135,12 @@ class Apart:
     def by_weights(cls, layer: Layer, columns: Columns, own: Columns) -> Apart:
         """Of a layer of whose inputs nothing is known: as if they were independent and of one size."""
 
-        def size(rows: Array, unit: Columns) -> Doubles:
-            return np.asarray(np.square(rows[:, unit], dtype=np.float64).sum(axis=1))
+        def sizes(rows: Array) -> Doubles:
+            return np.asarray(np.square(rows, dtype=np.float64)[:, columns].sum(axis=2), np.float64)
 
-        energy = sum(float(np.square(part, dtype=np.float64).sum()) for _, part in _parts(layer))
-        return cls(_sizes(layer, columns, own, size) / (energy or 1.0))
+        rows = layer.rows()
+        energy = sum(float(np.square(rows[part], dtype=np.float64).sum()) for part in in_parts(rows))
+        return cls(_total(sizes, rows, own, len(columns)) / (energy or 1.0))
 
     @classmethod
     def by_rows(cls, layer: Layer, columns: Columns, own: Columns, pairs: RowPairs) -> Apart:
@@ -146,11 +148,12 @@ class Apart:
         x, y = pairs.of(0)
         x = x - x.mean(axis=0) if layer.can_shift and len(x) else x
 
-        def size(rows: Array, unit: Columns) -> Doubles:
-            return np.asarray(np.square(rows[:, unit] @ x[:, unit].T, dtype=np.float64).sum(axis=1))
+        def sizes(rows: Array) -> Doubles:
+            parts = (np.square(rows[:, unit] @ x[:, unit].T, dtype=np.float64) for unit in columns)
+            return np.stack([part.sum(axis=1) for part in parts], axis=1)
 
         energy = float(np.square(y - y.mean(axis=0), dtype=np.float64).sum()) if len(y) else 0.0
-        return cls(_sizes(layer, columns, own, size) / (energy or 1.0))
+        return cls(_total(sizes, layer.rows(), own, len(columns)) / (energy or 1.0))
 
     def costs(self, units: Columns) -> Doubles:
         """Nothing can make up for them."""
@@ -169,22 +172,11 @@ class Apart:
         return np.diag(self.sizes)
 
 
-def _parts(layer: Layer) -> Iterator[tuple[slice, Array]]:
-    """A layer's weight, some rows at a time."""
-    rows = layer.rows()
-    for start in range(0, len(rows), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        yield part, rows[part]
-
-
-def _sizes(
-    layer: Layer, columns: Columns, own: Columns, size: Callable[[Array, Columns], Doubles]
-) -> Doubles:
-    """The sum over a layer's rows of a size of each unit's columns in them; 0 in the unit's own rows."""
-    found = np.zeros(len(columns))
-    for part, rows in _parts(layer):
-        for unit, mine in enumerate(columns):
-            found[unit] += size(rows, mine)[own[part] != unit].sum()
+def _total(sizes: Callable[[Array], Doubles], rows: Array, own: Columns, units: int) -> Doubles:
+    """The sum over a weight's rows of each unit's size in them, [rows, units]; 0 in the unit's own rows."""
+    found = np.zeros(units)
+    for part in in_parts(rows):
+        found += np.where(own[part, None] == np.arange(units), 0.0, sizes(rows[part])).sum(axis=0)
     return found
 
 

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.pairs import RowPairs
-from graphopt_passes.refit.linear import Linear
+from graphopt_passes.refit.linear import Linear, in_parts
 from graphopt_passes.refit.solve import RIDGES, Fit
 
 Floats = NDArray[np.float32]
 Columns = NDArray[np.int64]
 
-_NUMBERS = 1 << 22  # of a weight, at once
 _COLUMNS = 1 << 11  # of X
 
 
@@ -43,8 +42,11 @@ def fit_rows(layer: Linear, pairs: RowPairs, columns: Columns, *, final: bool = 
         W and b, float32.
     """
     fit, held = (_Rows.of(layer, pairs, share, columns) for share in range(2))
-    ridge = _best_ridge(fit, held if len(held.x) else fit, layer.can_shift)
-    found = None if ridge is None else _Change.of(fit + held if final else fit, ridge, layer.can_shift)
+    system = _System.of(fit, layer.can_shift)
+    ridge = _best_ridge(system, held if len(held.x) else fit)
+    if final and ridge is not None:
+        system = _System.of(fit + held, layer.can_shift)
+    found = None if ridge is None else system.change(ridge)
     rows, bias = np.zeros((layer.channels, layer.columns), np.float32), layer.bias()
     for part, weight in _parts(layer, columns):
         rows[part, columns] = weight if found is None else weight + found.weight(part)
@@ -83,6 +85,38 @@ class _Rows:
 
 
 @dataclass(frozen=True)
+class _System:
+    """What is solved for some rows, with any ridge.
+
+    Attributes:
+        x: X, [n, columns].
+        r: R, float64 [n, channels].
+        center: the means of both, which are taken from them; 0 where b is not free.
+        products: X·Xᵀ, float64.
+    """
+
+    x: Floats
+    r: Doubles
+    center: tuple[Floats, Floats]
+    products: Doubles
+
+    @classmethod
+    def of(cls, rows: _Rows, shifts: bool) -> _System:
+        center = rows.means(shifts)
+        x, products = rows.x - center[0], np.zeros((len(rows.x), len(rows.x)))
+        for start in range(0, x.shape[1], _COLUMNS):
+            part = x[:, start : start + _COLUMNS].astype(np.float64)
+            products += part @ part.T
+        return cls(x, (rows.r - center[1]).astype(np.float64), center, products)
+
+    def change(self, ridge: float) -> _Change:
+        """For λ as a part of the mean of the diagonal of H."""
+        damped = self.products.copy()
+        damped[np.diag_indices(len(damped))] += ridge * np.trace(damped) / self.x.shape[1] or 1.0
+        return _Change(self.x, np.asarray(np.linalg.solve(damped, self.r), np.float64), self.center)
+
+
+@dataclass(frozen=True)
 class _Change:
     """What is added to a weight and its bias.
 
@@ -95,18 +129,6 @@ class _Change:
     x: Floats
     factors: Doubles
     center: tuple[Floats, Floats]
-
-    @classmethod
-    def of(cls, rows: _Rows, ridge: float, shifts: bool) -> _Change:
-        """For λ as a part of the mean of the diagonal of H."""
-        center = rows.means(shifts)
-        x, r = rows.x - center[0], (rows.r - center[1]).astype(np.float64)
-        products = np.zeros((len(x), len(x)))
-        for start in range(0, x.shape[1], _COLUMNS):
-            part = x[:, start : start + _COLUMNS].astype(np.float64)
-            products += part @ part.T
-        products[np.diag_indices(len(x))] += ridge * np.trace(products) / x.shape[1] or 1.0
-        return cls(x, np.asarray(np.linalg.solve(products, r), np.float64), center)
 
     def error(self, rows: _Rows) -> float:
         """Σ‖R‖² that is left on some rows."""
@@ -123,17 +145,16 @@ class _Change:
         return np.asarray(self.center[1] - (self.x @ self.center[0]) @ self.factors, np.float64)
 
 
-def _best_ridge(fit: _Rows, judge: _Rows, shifts: bool) -> float | None:
+def _best_ridge(system: _System, judge: _Rows) -> float | None:
     """The ridge that errs least on other rows; None if no change is better than none."""
     errors: dict[float | None, float] = {None: float(np.square(judge.r, dtype=np.float64).sum())}
-    for ridge in RIDGES if len(fit.x) else ():
-        errors[ridge] = _Change.of(fit, ridge, shifts).error(judge)
+    for ridge in RIDGES if len(system.x) else ():
+        errors[ridge] = system.change(ridge).error(judge)
     return min(errors, key=lambda one: errors[one])
 
 
 def _parts(layer: Linear, columns: Columns) -> Iterator[tuple[slice, Floats]]:
     """The weight on some columns, some channels at a time."""
-    rows, step = layer.rows(), max(_NUMBERS // layer.columns, 1)
-    for start in range(0, layer.channels, step):
-        part = slice(start, min(start + step, layer.channels))
+    rows = layer.rows()
+    for part in in_parts(rows):
         yield part, np.asarray(rows[part][:, columns], np.float32)

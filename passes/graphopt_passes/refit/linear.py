@@ -23,6 +23,7 @@ from graphopt_passes.exact.eliminate_dead_code import is_unused, remove_dead
 from graphopt_passes.refit.solve import Fit
 
 LINEAR = ("Conv", "Gemm", "MatMul")
+_NUMBERS = 1 << 21  # of a weight, that are worked on at once
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Linear:
             RefusedError: it is no such layer, or its weight is no constant of its own.
         """
         shape = _weight(node).shape.numpy()
-        turned = node.op_type != "Conv" and not g.attribute(node, "transB", 0)
+        turned = _is_turned(node)
         _require_plain_bias(node, shape[1] if turned else shape[0])
         if node.op_type == "Conv":
             groups = int(g.attribute(node, "group", 1))
@@ -97,11 +98,6 @@ class Linear:
         weight = np.asarray(_weight(self.node).numpy(), np.float32)
         return (weight.T if self.is_turned else weight).reshape(self.channels, self.columns)
 
-    def stored(self) -> Fit:
-        """As :meth:`fit`, but float32, of which nothing is copied where numpy can."""
-        shape = self.groups, self.channels // self.groups
-        return Fit(self.rows().reshape(*shape, self.columns), self.bias().reshape(shape))
-
     def bias(self) -> NDArray[np.float32]:
         """What the node itself adds, float32 [channels]; 0 where nothing is."""
         own = self.node.inputs[2] if self.op != "MatMul" and len(self.node.inputs) > 2 else None
@@ -136,7 +132,7 @@ class Linear:
     @property
     def is_turned(self) -> bool:
         """Whether the weight is stored as [columns, channels]."""
-        return self.op != "Conv" and not g.attribute(self.node, "transB", 0)
+        return _is_turned(self.node)
 
     def shift(self, model: Model, run: Run, shift: Array) -> None:
         """Add a constant to what it gives, [channels]; only if ``can_shift``."""
@@ -186,6 +182,16 @@ def _weight(node: ir.Node) -> ir.TensorProtocol:
     if tensor.dtype is not ir.DataType.FLOAT:
         raise RefusedError(f"the weight '{value.name}' is {tensor.dtype.name}")
     return tensor
+
+
+def _is_turned(node: ir.Node) -> bool:
+    return node.op_type != "Conv" and not g.attribute(node, "transB", 0)
+
+
+def in_parts(rows: Array) -> Iterator[slice]:
+    """Some channels of a weight [channels, columns] after the others: about two million numbers at a time."""
+    step = max(_NUMBERS // rows.shape[1], 1)
+    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
 
 
 def _require_plain(node: ir.Node) -> None:

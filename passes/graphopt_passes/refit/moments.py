@@ -70,18 +70,29 @@ class _Targets:
         return cls(layer.targets(found.fit), layer.targets(found.held))
 
 
-def moments_or_rows(  # noqa: PLR0913 - the last is given by keyword
-    collector: Collector,
-    teacher: Model,
-    student: Model,
-    layers: Iterable[Layer],
-    samples: Iterable[Mapping[str, Any]],
-    *,
-    most: int = MOST_COLUMNS,
-) -> Iterator[tuple[Layer, Shares | RowPairs]]:
-    """As :func:`moments`, but rows of layers with more columns than ``most`` and one group."""
-    kinds = [(layer, _sums_or_rows(layer, length_hint(samples) or 1, most)) for layer in layers]
-    yield from _gathered(collector, teacher, student, kinds, samples)
+@dataclass(frozen=True)
+class RowsAbove:
+    """As :func:`moments`, but rows of layers with more columns than this and one group."""
+
+    columns: int = MOST_COLUMNS
+
+    def __call__(
+        self,
+        collector: Collector,
+        teacher: Model,
+        student: Model,
+        layers: Iterable[Layer],
+        samples: Iterable[Mapping[str, Any]],
+    ) -> Iterator[tuple[Layer, Shares | RowPairs]]:
+        """Gather."""
+        kinds = [(layer, self._kind(layer, length_hint(samples) or 1)) for layer in layers]
+        yield from _gathered(collector, teacher, student, kinds, samples)
+
+    def _kind(self, layer: Layer, samples: int) -> Paired | PairedRows | Steps:
+        """What to gather for a layer from so many samples."""
+        if isinstance(layer, Linear) and layer.columns > self.columns and layer.groups == 1:
+            return _rows(layer, samples)
+        return _sums(layer, samples)
 
 
 def _gathered(
@@ -122,12 +133,6 @@ def _no_rows(found: tuple[Layer, Shares | RowPairs]) -> tuple[Layer, Shares]:
 def _sums(layer: Layer, samples: int) -> Paired | Steps:
     """What to gather for a layer from so many samples."""
     return layer.steps(HELD_EVERY) if isinstance(layer, Recurrent) else _paired(layer, samples)
-
-
-def _sums_or_rows(layer: Layer, samples: int, most: int) -> Paired | PairedRows | Steps:
-    """The same; rows of a wide layer."""
-    wide = isinstance(layer, Linear) and layer.columns > most and layer.groups == 1
-    return _rows(layer, samples) if wide and isinstance(layer, Linear) else _sums(layer, samples)
 
 
 def _paired(layer: Linear, samples: int) -> Paired:

@@ -117,10 +117,6 @@ class Recurrent:
         w, r = (self._constant(index) for index in (_W, _R))
         return Fit(np.concatenate([w, r], axis=2).astype(np.float64), self._biases().sum(axis=1))
 
-    def stored(self) -> Fit:
-        """As ``fit``."""
-        return self.fit()
-
     def rows(self) -> NDArray[np.float32]:
         """[W R] of all directions, float32 [channels, columns]."""
         found: NDArray[np.float32] = self.fit().rows.reshape(self.channels, -1).astype(np.float32)

@@ -25,7 +25,7 @@ from graphopt.samples.shelf import shelved
 from graphopt_passes.refit.finite import nonfinite
 from graphopt_passes.refit.kept import Kept, fit_kept
 from graphopt_passes.refit.linear import Linear, linear_layers
-from graphopt_passes.refit.moments import HELD_EVERY, moments_or_rows
+from graphopt_passes.refit.moments import HELD_EVERY, RowsAbove
 from graphopt_passes.refit.recurrent import AnyLayer, Layer, fittable
 from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.waves import waves
@@ -58,8 +58,8 @@ class Fitted:
     bias: Array
 
     def fit(self) -> Fit:
-        """Both, float32 or float64."""
-        return Fit(self.layer.stored().rows, self.bias)
+        """Both, the weight float32."""
+        return Fit(self.layer.rows().reshape(*self.bias.shape, -1), self.bias)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class Teacher:
         """
         seen = [layer for layer in layers if is_seen(layer)]
         if seen and self.samples:
-            yield from gathered(self.task.collector, self.model, student, seen, self.samples)
+            gather = RowsAbove(MOST_COLUMNS)
+            yield from gather(self.task.collector, self.model, student, seen, self.samples)
 
     def in_order(
         self, student: Model, layers: Sequence[AnyLayer], gather: Gather[AnyLayer, Found]
@@ -171,7 +172,7 @@ class Teacher:
             and not run.keeps(layer.node)
         ]
         fitted: dict[str, Fitted] = {}
-        for layer, pairs in self.in_order(student, todo, gathered):
+        for layer, pairs in self.in_order(student, todo, RowsAbove(MOST_COLUMNS)):
             fit = fit_kept(layer, pairs, columns.get(layer.name))
             layer.write(student, run, fit)
             fitted[layer.name] = Fitted(layer, fit.bias)
@@ -182,17 +183,6 @@ class Teacher:
 def is_seen(layer: Layer) -> bool:
     """Whether what a layer reads can be gathered: sums of up to 4,608 columns, else rows of one group."""
     return layer.columns <= MOST_COLUMNS or (isinstance(layer, Linear) and layer.groups == 1)
-
-
-def gathered(
-    collector: Collector,
-    teacher: Model,
-    student: Model,
-    layers: Iterable[Layer],
-    samples: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[Layer, Shares | RowPairs]]:
-    """As :func:`.moments_or_rows`, with sums of as many columns as can be."""
-    return moments_or_rows(collector, teacher, student, layers, samples, most=MOST_COLUMNS)
 
 
 def _finite(one: Linear | tuple[ir.Node, str]) -> Linear | tuple[ir.Node, str]:

@@ -26,7 +26,7 @@ from graphopt_passes.prune.allocation import Choice, allocate
 from graphopt_passes.prune.search import Attempt, searched
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
-from graphopt_passes.refit.moments import moments_or_rows
+from graphopt_passes.refit.moments import RowsAbove
 from graphopt_passes.refit.recurrent import Layer, fittable
 from graphopt_passes.refit.solve import Fit
 from graphopt_passes.refit.teacher import Teacher
@@ -150,7 +150,7 @@ class Sparsifier:
                 yield name, errors, self._variant(name, unfitted(layer, pattern).fit)
             return
         whole = self.teacher.model
-        found = moments_or_rows(self.task.collector, whole, whole, self.layers.values(), samples)
+        found = RowsAbove()(self.task.collector, whole, whole, self.layers.values(), samples)
         for layer, pairs in found:
             errors = {} if self.amount.group else curve(self._fitter, layer, pairs)
             yield layer.name, errors, self._variant(layer.name, self._fitter.rough(layer, pairs, pattern))
@@ -181,7 +181,7 @@ class Sparsifier:
         behind = list(layers.values())[first:]
         free = [layer for layer in behind if not run.keeps(layer.node)]
         todo = [layer for layer in free if self._fitter.refit or layer.name in patterns]
-        for layer, pairs in self.teacher.in_order(student, todo, moments_or_rows):
+        for layer, pairs in self.teacher.in_order(student, todo, RowsAbove()):
             sparse = self._fitter.sparse(layer, pairs, patterns.get(layer.name))
             found = _written(sparse, layer, student, run)
             del pairs, sparse  # before the next are gathered

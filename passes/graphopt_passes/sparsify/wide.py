@@ -7,7 +7,6 @@ by row, since the others need the inverse of H.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.runtime.pairs import RowPairs
-from graphopt_passes.refit.linear import Linear
+from graphopt_passes.refit.linear import Linear, in_parts
 from graphopt_passes.refit.solve import Fit, descended, share
 from graphopt_passes.sparsify import masks
 from graphopt_passes.sparsify.patterns import Anywhere, Groups, Mask, Pattern, along_channels
 
 Floats = NDArray[np.float32]
 
-_NUMBERS = 1 << 21  # of the weight, that are worked on at once
 _RIDGE = 1e-2  # part of the mean of H's diagonal
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -52,7 +50,7 @@ class Wide:
         """
         rows, bias = self.layer.rows()[::every], self.layer.bias()[::every].astype(np.float32)
         found, judged = np.empty(rows.shape, np.float32), np.zeros(3)
-        for part in self._parts(rows):
+        for part in in_parts(rows):
             start = np.asarray(rows[part], np.float32)
             mask = None if pattern is None else self._mask(start, pattern)
             found[part] = self._left(start, bias[part], mask, self._y[:, ::every][:, part])
@@ -84,10 +82,6 @@ class Wide:
         found: Floats = np.square(self._centred).sum(axis=0)
         found += np.float32(_RIDGE * found.mean() + _TINY)
         return found
-
-    def _parts(self, rows: Floats) -> Iterator[slice]:
-        step = max(_NUMBERS // rows.shape[1], 1)
-        return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
 
     def _mask(self, rows: Floats, pattern: Pattern) -> Mask:
         """A mask of each row alone."""
