@@ -8,6 +8,8 @@ import pytest
 from onnx import helper, numpy_helper, parser
 
 import graphopt
+from graphopt.proof.evaluation import HeldOut
+from graphopt_passes.quantize import sensitivity
 from tests.support import compute, serialized
 from tools import models
 
@@ -253,3 +255,17 @@ def test_channels_that_are_read_twice_go_with_both_readers(picked: list[int]) ->
     assert any(row.kept for row in found.report.pruned)
     assert found.report.accuracy is not None and found.report.accuracy.after.sqnr_db is not None
     assert found.report.accuracy.after.sqnr_db > 3
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(120.0, [8]), (1e-9, [8, 1])])
+def test_long_runs_judge_on_fewer_samples(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected: list[int]
+) -> None:
+    """Rather than leave layers unmeasured."""
+    asked: list[int] = []
+    original = HeldOut.first
+    monkeypatch.setattr(HeldOut, "first", lambda self, count: asked.append(count) or original(self, count))
+    monkeypatch.setattr(sensitivity, "MOST_SECONDS", seconds)
+    data = {"x": np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32)}
+    graphopt.optimize(redundant(), channels=0.5, data=data, measure=False)
+    assert asked == expected

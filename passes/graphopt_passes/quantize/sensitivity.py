@@ -23,6 +23,7 @@ UNUSABLE = 1e12
 """The noise of what does not run: more than all others together."""
 
 _NOISE_OF_NOTHING = 1e-12
+_SHORTEST_S = 1e-6
 
 
 def _ignored(name: str, reason: str) -> None:
@@ -43,14 +44,14 @@ def sensitivities(
         build: makes the draft with one layer on integers.
         layers: their names. Those that there was no time for get the median of the others.
         refuse: told of each layer with which the model does not run, and why; it gets :data:`UNUSABLE`.
-        samples: to judge on, of which the first are taken, where others were fitted to.
+        samples: to judge on where others were fitted to; the first eight at most, and fewer if runs are long.
     """
     if samples is None:
         samples = task.division.calibration if task.division.calibration_count else task.division.evaluation
     judge = HeldOut(task.worker, task.float_path, samples, None, task.target, task.options.threads)
-    judge = judge.first(SAMPLES)
-    found: dict[str, float] = {}
     start = time.monotonic()
+    judge = _affordable(judge.first(SAMPLES), len(layers))
+    found: dict[str, float] = {}
     for done, name in enumerate(layers):
         task.progress("measuring what each layer costs in accuracy", done, len(layers))
         if time.monotonic() - start > MOST_SECONDS:
@@ -66,6 +67,15 @@ def sensitivities(
     known = sorted(power for power in found.values() if power < UNUSABLE)
     middle = known[len(known) // 2] if known else 0.0
     return {name: found.get(name, middle) for name in layers}
+
+
+def _affordable(judge: HeldOut, layers: int) -> HeldOut:
+    """Judges on as many samples as there is time for with all layers: some samples are large batches."""
+    start = time.monotonic()
+    most = judge.reference.samples
+    seconds = max((time.monotonic() - start) * layers, _SHORTEST_S)
+    affordable = max(1, int(most * MOST_SECONDS / seconds))
+    return judge if affordable >= most else judge.first(affordable)
 
 
 def noise(score: Score) -> float:
