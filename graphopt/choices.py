@@ -31,7 +31,7 @@ PRECISIONS = {
     "int4-weights": Needs(calibrates=True, data=False, weights=True),
 }
 HALVES = ("fp16", "bf16")
-ROUNDINGS = ("auto", "nearest", "hqq", "gptq")
+ROUNDINGS = ("auto", "nearest", "hqq", "gptq", "awq")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 STORES = ("fp16", "bf16")
 RANGES = ("auto", "minmax", "percentile", "kl", "mse")

@@ -132,8 +132,9 @@ def _rounding_conflicts(options: Options) -> Iterator[str]:
         yield f"unknown --rounding '{options.rounding}'; choose one of {', '.join(ROUNDINGS)}"
     if options.block_size not in (None, *BLOCK_SIZES):
         yield f"--block-size {options.block_size} is none of {', '.join(map(str, BLOCK_SIZES))}"
-    if options.rounding == "gptq" and options.data is None:
-        yield "--rounding gptq fits weights to samples: give them with --data, or use hqq, which needs none"
+    if options.rounding in {"gptq", "awq"} and options.data is None:
+        needs = f"--rounding {options.rounding} fits weights to samples"
+        yield f"{needs}: give them with --data, or use hqq, which needs none"
 
 
 def _calibration_conflicts(options: Options, precision: str) -> Iterator[str]:

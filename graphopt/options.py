@@ -73,8 +73,8 @@ class Options:
             metric), or ``0.5`` as an amount of the metric; see :class:`graphopt.proof.budget.Budget`.
         block_size: how many numbers of a weight share a scale, with ``int8-weights`` and ``int4-weights``: 16
             to 256, a power of two; None takes 128 and 32.
-        rounding: how weights are rounded there: ``nearest``, ``hqq`` (without data), ``gptq`` (fitted to
-            ``data``), or ``auto``.
+        rounding: how weights are rounded there: ``nearest``, ``hqq`` (without data), ``gptq`` or ``awq``
+            (fitted to ``data``), or ``auto``.
         ranges: how ranges of activations are chosen: ``auto``, ``minmax``, ``percentile``, ``kl`` or ``mse``.
         calibration_memory: bytes that the statistics of activations may take at a time.
         save_calibration: a file for these statistics (arrays go to an .npz beside it).

@@ -232,7 +232,7 @@ Rounding = Annotated[
         metavar="NAME",
         autocompletion=completion.roundings,
         rich_help_panel=PRECISION,
-        help="How these are rounded: nearest, hqq (without data), gptq (fitted to --data), or auto.",
+        help="How these are rounded: nearest, hqq (without data), gptq or awq (fitted to --data), or auto.",
     ),
 ]
 Ranges = Annotated[

@@ -15,7 +15,7 @@ from graphopt.pipeline import Run
 from graphopt.runtime.worker import Worker
 from graphopt.target import CPU
 from graphopt_passes.quantize.scheme import Grid
-from graphopt_passes.quantize.smooth import Reading, Seen, best_factor, expected_error, smooth
+from graphopt_passes.quantize.smooth import INT8, Reading, Seen, best_factor, expected_error, smooth
 from graphopt_passes.quantize.weights import rounded
 from tests.passes.linear_cases import Case
 from tests.support import compute, parse, serialized
@@ -32,7 +32,7 @@ def activations(rng: np.random.Generator, samples: int, channels: int) -> np.nda
 
 def see(x: np.ndarray) -> Seen:
     flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    return Seen(flat.min(axis=0), flat.max(axis=0), np.square(flat).mean(axis=0))
+    return Seen(flat.min(axis=0), flat.max(axis=0), np.square(flat).mean(axis=0), flat.mean(axis=0))
 
 
 def matrices(*rows: np.ndarray) -> list[np.ndarray]:
@@ -42,7 +42,7 @@ def matrices(*rows: np.ndarray) -> list[np.ndarray]:
 def best(seen: Seen, weights: list[np.ndarray]) -> np.ndarray | None:
     """The factors of one value that all these weights read."""
     width = len(seen.low)
-    return best_factor([Reading(seen, weights, np.arange(width))], width)
+    return best_factor([Reading(seen, weights, np.arange(width))], width, INT8)
 
 
 def int8_error(x: np.ndarray, weights: list[np.ndarray], factor: np.ndarray) -> float:
@@ -80,7 +80,7 @@ def test_the_expected_error_is_the_simulated_one(seed: int, signed: bool) -> Non
 
 def test_even_channels_are_left_alone() -> None:
     w = np.random.default_rng(3).standard_normal((16, 32)).astype(np.float32)
-    assert best(Seen(-np.ones(32), np.ones(32), np.full(32, 1 / 3)), matrices(w)) is None
+    assert best(Seen(-np.ones(32), np.ones(32), np.full(32, 1 / 3), np.zeros(32)), matrices(w)) is None
 
 
 def test_channels_that_are_dead_are_not_touched() -> None:
@@ -136,7 +136,7 @@ def test_a_block_computes_the_same(worker: Worker, kind: str) -> None:
     feeds = {"x": rng.standard_normal((4, 3, 32)).astype(np.float32)}
     value = tapped(proto, feeds, "h")
     model, run = Model.of(proto), Run(CPU, worker)
-    factors = smooth(model, run, {"h": see(value)})
+    factors = smooth(model, run, {"h": see(value)}, INT8)
     assert set(factors) == {"h"} and run.journal.counts() == {"smooth-activations": 1}
     after = serialized(model)
     onnx.checker.check_model(after)
@@ -190,7 +190,7 @@ def test_layers_in_a_row_are_smoothed(worker: Worker, group: int, flat: bool) ->
     value = tapped(proto, feeds, name)
     seen = see(value if flat else np.moveaxis(value, 1, -1))
     model = Model.of(proto)
-    factors = smooth(model, Run(CPU, worker), {name: seen})
+    factors = smooth(model, Run(CPU, worker), {name: seen}, INT8)
     assert factors.keys() == {name}
     after = serialized(model)
     [old], [new] = compute(proto, feeds), compute(after, feeds)
@@ -239,9 +239,9 @@ def test_refusals(worker: Worker, body: str, reason: str) -> None:
     extra = ", float[i2,j2] z" if " z = " in body else ""
     proto = parse(f"g (float[4,4] x) => (float[i,j] y{extra}) {CONSTANTS} {{ {body} }}")
     model, run = Model.of(proto), Run(CPU, worker)
-    seen = Seen(-np.ones(4), np.array([1.0, 1, 1, 90]), np.array([0.3, 0.3, 0.3, 2000]))
+    seen = Seen(-np.ones(4), np.array([1.0, 1, 1, 90]), np.array([0.3, 0.3, 0.3, 2000]), np.zeros(4))
     before = serialized(model)
-    assert smooth(model, run, {"h": seen}) == {}
+    assert smooth(model, run, {"h": seen}, INT8) == {}
     assert any(reason in refusal.reason for refusal in run.journal.refusals), run.journal.refusals
     assert serialized(model) == before
 
@@ -251,6 +251,6 @@ def test_a_rewrite_that_is_not_admitted_leaves_the_model(worker: Worker) -> None
     model = Model.of(proto)
     before = serialized(model)
     large = np.where(np.arange(32) == 5, 100.0, 1.0)
-    seen = Seen(-large, large, large**2 / 5)
-    assert smooth(model, Run(CPU, worker, Journal(limit=0)), {"h": seen}) == {}
+    seen = Seen(-large, large, large**2 / 5, np.zeros(32))
+    assert smooth(model, Run(CPU, worker, Journal(limit=0)), {"h": seen}, INT8) == {}
     assert serialized(model) == before

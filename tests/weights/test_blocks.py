@@ -11,6 +11,7 @@ from graphopt_passes.quantize.rounding import damped, output_error
 from graphopt_passes.weights.blocks import (
     FINE_CLIPS,
     Blocked,
+    Inputs,
     blocked,
     grid_of,
     levels,
@@ -80,7 +81,8 @@ def test_energy_moves_the_grid_to_the_columns_that_count() -> None:
     w, energy = heavy(64, 32), np.ones(32)
     energy[:4] = 1e4
     plain, weighted = (
-        on_grid(w, grid_of(w, 4, 32, symmetric=False, energy=e, clips=FINE_CLIPS)) for e in (None, energy)
+        on_grid(w, grid_of(w, 4, 32, symmetric=False, inputs=x, clips=FINE_CLIPS))
+        for x in (None, Inputs(energy, 0 * energy))
     )
     lost = [float((np.square(one.real() - w) * energy).sum()) for one in (plain, weighted)]
     assert lost[1] < lost[0]
@@ -146,7 +148,7 @@ def test_no_sweep_raises_the_error() -> None:
 def test_where_inputs_are_independent_fitting_is_rounding_to_nearest() -> None:
     w = heavy(16, 32)
     found = fitted(w, np.eye(32), 4, 32, symmetric=False, sweeps=0)
-    grid = grid_of(w, 4, 32, symmetric=False, energy=np.ones(32), clips=FINE_CLIPS)
+    grid = grid_of(w, 4, 32, symmetric=False, inputs=Inputs(np.ones(32), np.zeros(32)), clips=FINE_CLIPS)
     np.testing.assert_array_equal(found.integers, on_grid(w, grid).integers)
 
 

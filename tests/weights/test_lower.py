@@ -242,8 +242,9 @@ CONFLICTS = {
         "int8-dynamic has no use",
     ),
     "odd block": ({"precision": "int4-weights", "block_size": 48}, "none of 16, 32, 64, 128, 256"),
-    "unknown rounding": ({"precision": "int4-weights", "rounding": "awq"}, "auto, nearest, hqq, gptq"),
+    "unknown rounding": ({"precision": "int4-weights", "rounding": "round"}, "auto, nearest, hqq, gptq, awq"),
     "gptq without data": ({"precision": "int4-weights", "rounding": "gptq"}, "--data"),
+    "awq without data": ({"precision": "int4-weights", "rounding": "awq"}, "--data"),
     "ranges of weights": ({"precision": "int4-weights", "ranges": "kl"}, "--ranges"),
     "unknown storage": ({"store": "fp8"}, "fp16, bf16"),
 }

@@ -21,7 +21,7 @@ Where several values share s, their errors count relative to what they are witho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,9 +36,6 @@ from graphopt_passes.quantize.weights import rounded
 
 Doubles = NDArray[np.float64]
 
-NAME = "smooth-activations"
-ALPHAS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
-_WORTH = 0.9  # part of the error that must be left at most
 _LEVELS = 255  # steps of an activation between its least and its largest number
 
 
@@ -50,11 +47,13 @@ class Seen:
         low: min x, [channels].
         high: max x, [channels].
         energy: mean of x², [channels].
+        mean: of x, [channels].
     """
 
     low: Array
     high: Array
     energy: Array
+    mean: Array
 
     @property
     def largest(self) -> Doubles:
@@ -63,13 +62,40 @@ class Seen:
 
     def of(self, channels: int) -> Seen:
         """The same of this many channels, of which each had several neighbours before a Flatten."""
-        low, high, energy = (np.reshape(x, (channels, -1)) for x in (self.low, self.high, self.energy))
-        return Seen(low.min(axis=1), high.max(axis=1), energy.mean(axis=1))
+        all_ = (self.low, self.high, self.energy, self.mean)
+        low, high, energy, mean = (np.reshape(x, (channels, -1)) for x in all_)
+        return Seen(low.min(axis=1), high.max(axis=1), energy.mean(axis=1), mean.mean(axis=1))
 
     def step(self, factor: Doubles) -> float:
         """The step of a grid that holds 0 and all x/s."""
         low, high = (self.low / factor).min(initial=0.0), (self.high / factor).max(initial=0.0)
         return float(high - low) / _LEVELS
+
+
+Error = Callable[[Seen, Sequence[Array], Doubles], float]
+"""The expected squared error of all outputs, from what was seen of a value, the weights that read it as
+[groups, channels/groups, inputs/groups, elements] each, and factors, [channels]."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What channels are scaled for.
+
+    Attributes:
+        name: the rule's in the journal.
+        factors: s from the sizes of channels, those of the weights that read them, and α.
+        size: of each channel that was seen.
+        error: of the outputs, once what is scaled is rounded.
+        alphas: to try, from 0 (all is left in the activations) to 1 (all moves into the weights).
+        worth: the part of the error that must be left at most.
+    """
+
+    name: str
+    factors: Callable[[Doubles, Doubles, float], Doubles]
+    size: Callable[[Seen], Doubles]
+    error: Error
+    alphas: Sequence[float]
+    worth: float
 
 
 @dataclass(frozen=True)
@@ -91,15 +117,13 @@ class Reading:
         found = np.max([np.abs(b).max(axis=(1, 3)).ravel() for w in self.weights for b in blocks(w)], axis=0)
         return largest(found.astype(np.float64), self.units, width)
 
-    def error(self, factor: Doubles) -> float:
+    def error(self, expected: Error, factor: Doubles) -> float:
         """The expected squared error of all outputs with factors, [width]."""
-        return expected_error(self.seen, self.weights, np.append(factor, 1.0)[self.units])
+        return expected(self.seen, self.weights, np.append(factor, 1.0)[self.units])
 
 
-def smooth(
-    model: Model, run: Run, seen: Mapping[str, Seen], alphas: Sequence[float] = ALPHAS
-) -> dict[str, Doubles]:
-    """Smooth every value that was seen and can be, where that lowers the expected error by a tenth.
+def smooth(model: Model, run: Run, seen: Mapping[str, Seen], aim: Aim) -> dict[str, Doubles]:
+    """Smooth every value that was seen and can be, where that lowers the expected error by enough.
 
     The model is changed in place. What was seen of a smoothed value is no longer true: this is done once.
     Smoothed channels all reach near the ends of the range, so with few rows of data more of them saturate on
@@ -110,14 +134,14 @@ def smooth(
         [channels].
     """
     done: dict[str, Doubles] = {}
-    for scaling in find_scalings(model, run, NAME):
+    for scaling in find_scalings(model, run, aim.name):
         readings = _readings(scaling, seen)
         if not readings:
             continue
-        factor = best_factor(list(readings.values()), scaling.width, alphas)
+        factor = best_factor(list(readings.values()), scaling.width, aim)
         if factor is None:
-            run.journal.refuse(NAME, f"'{scaling.name}'", "the expected error is not lower")
-        elif run.journal.admit(NAME, scaling.name):
+            run.journal.refuse(aim.name, f"'{scaling.name}'", "the expected error is not lower")
+        elif run.journal.admit(aim.name, scaling.name):
             scaling.divide(model, run, factor)
             done |= {name: np.append(factor, 1.0)[found.units] for name, found in readings.items()}
     return done
@@ -137,24 +161,24 @@ def _readings(scaling: Scaling, seen: Mapping[str, Seen]) -> dict[str, Reading]:
     return found
 
 
-def best_factor(readings: Sequence[Reading], width: int, alphas: Sequence[float] = ALPHAS) -> Doubles | None:
-    """The s of the α with the least expected error, or ``None`` if none is a tenth below no smoothing at all.
+def best_factor(readings: Sequence[Reading], width: int, aim: Aim) -> Doubles | None:
+    """The s of the α with the least expected error, or ``None`` if none is worth it.
 
     Args:
         readings: the values that are divided by s.
         width: the number of factors.
-        alphas: to try, from 0 (all is left in the activations) to 1 (all moves into the weights).
+        aim: what they are for.
 
     Returns:
         float64 [width].
     """
     sizes = np.max([one.sizes(width) for one in readings], axis=0)
-    seen = np.max([largest(one.seen.largest, one.units, width) for one in readings], axis=0)
-    found = [_factor(seen, sizes, alpha) for alpha in alphas]
-    before = [one.error(np.ones(width)) for one in readings]
-    errors = [_ratio([one.error(factor) for one in readings], before) for factor in found]
+    seen = np.max([largest(aim.size(one.seen), one.units, width) for one in readings], axis=0)
+    found = [aim.factors(seen, sizes, alpha) for alpha in aim.alphas]
+    before = [one.error(aim.error, np.ones(width)) for one in readings]
+    errors = [_ratio([one.error(aim.error, factor) for one in readings], before) for factor in found]
     best = int(np.argmin(errors))
-    return found[best] if errors[best] < _WORTH else None
+    return found[best] if errors[best] < aim.worth else None
 
 
 def _ratio(after: Sequence[float], before: Sequence[float]) -> float:
@@ -177,9 +201,20 @@ def expected_error(seen: Seen, weights: Sequence[Array], factor: Doubles) -> flo
     return total
 
 
-def _factor(largest: Doubles, sizes: Doubles, alpha: float) -> Doubles:
+def _shared(largest: Doubles, sizes: Doubles, alpha: float) -> Doubles:
     """max|X|^α / max|W|^(1−α); 1 for channels that are always 0 or have no weights."""
     live = (largest > 0) & (sizes > 0)
     result = np.ones_like(sizes)
     result[live] = largest[live] ** alpha / sizes[live] ** (1 - alpha)
     return result
+
+
+INT8 = Aim(
+    "smooth-activations",
+    _shared,
+    lambda seen: seen.largest,
+    expected_error,
+    (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0),
+    worth=0.9,
+)
+"""Activations and weights are int8."""

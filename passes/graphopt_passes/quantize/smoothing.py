@@ -1,4 +1,4 @@
-"""SmoothQuant as a step of the ladder: what calibration must see of a model, and the smoothed copy."""
+"""Channels scaled as a step: what calibration must see of a model, and the scaled copy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from graphopt.pipeline import Run
 from graphopt.runtime.accumulators import Extent
 from graphopt.runtime.means import Mean
 from graphopt_passes.quantize.calibrate import Gather
-from graphopt_passes.quantize.smooth import Seen, smooth
+from graphopt_passes.quantize.smooth import INT8, Seen, smooth
 
 _LAYERS = {"Conv": 1, "Gemm": -1, "MatMul": -1}
 
 
 def smoothed(model: Model, run: Run, gather: Gather) -> Model | None:
     """A copy that computes the same with channels more alike; ``None`` if nothing could be smoothed."""
+    seen = seen_by_layers(model, gather)
+    copy = model.clone()
+    return copy if smooth(copy, run, seen, INT8) else None
+
+
+def seen_by_layers(model: Model, gather: Gather) -> dict[str, Seen]:
+    """What each value was seen to be that a Conv, Gemm or MatMul reads beside a constant, by its name."""
     axes = {
         node.inputs[0].name or "": _LAYERS[node.op_type]
         for node in g.nodes(model.ir)
@@ -27,6 +34,5 @@ def smoothed(model: Model, run: Run, gather: Gather) -> Model | None:
     for name, (extent, mean) in kinds.items():
         limits, moments = statistics.get(name, extent), statistics.get(name, mean)
         if limits is not None and moments is not None:
-            seen[name] = Seen(limits.low, limits.high, moments.second_moment)
-    copy = model.clone()
-    return copy if smooth(copy, run, seen) else None
+            seen[name] = Seen(limits.low, limits.high, moments.second_moment, moments.mean)
+    return seen

@@ -5,7 +5,7 @@
 A weight is rows [channels, columns], of which each row is one output's: the columns are what is summed up,
 and a block is some of them that follow each other. The last block of a row may be shorter. Symmetric blocks
 have z = 2^(bits−1); the others reach from their least to their largest number. Both may be cut off where a
-finer step for the other numbers gives less error (Σ energyₖ·(ŵₖ − wₖ)², with the energy of the inputs where
+finer step for the other numbers gives less error (of what is summed up, with moments of the inputs where
 it is known; a search over clips as of AWQ, Lin et al. 2023).
 """
 
@@ -83,6 +83,31 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What is known of the x that columns of a weight are multiplied with, as if they were independent:
+
+        E(Σ xⱼeⱼ)² ≈ Σ spreadⱼ·eⱼ² + (Σ meanⱼ·eⱼ)²
+
+    Attributes:
+        spread: the variance of each, [columns]; the unit does not matter.
+        mean: of each, [columns], in the root of that unit.
+    """
+
+    spread: Array
+    mean: Array
+
+    def blocked(self, block: int) -> Inputs:
+        """The same as [1, blocks, block]."""
+        found = (blocked(np.asarray(one, np.float32)[None], block) for one in (self.spread, self.mean))
+        return Inputs(*found)
+
+    def error(self, wrong: Array) -> Array:
+        """E(Σ xⱼeⱼ)² of each row, from e, [..., columns]."""
+        shift = (wrong * self.mean).sum(axis=-1)
+        return np.asarray((np.square(wrong) * self.spread).sum(axis=-1) + np.square(shift))
+
+
+@dataclass(frozen=True)
 class Blocked:
     """A weight on the grids of its blocks.
 
@@ -137,7 +162,7 @@ def grid_of(  # noqa: PLR0913 - what a grid depends on
     block: int,
     *,
     symmetric: bool,
-    energy: Array | None = None,
+    inputs: Inputs | None = None,
     clips: tuple[float, ...] = WHOLE,
 ) -> Grid:
     """The grids with the least error among some clips of each block.
@@ -147,18 +172,18 @@ def grid_of(  # noqa: PLR0913 - what a grid depends on
         bits: 4 or 8.
         block: numbers of a block.
         symmetric: whether zero points are fixed in the middle.
-        energy: how much each column counts, [columns]; its unit does not matter. ``None`` is 1 for all.
+        inputs: what columns are multiplied with; ``None`` if all count alike.
         clips: parts of a block's range to try; 1 comes first.
 
     Raises:
         ValueError: the weight holds NaN or infinity.
     """
     grid = _empty(w, bits, block)
-    counts = None if energy is None else blocked(np.asarray(energy, np.float32)[None], block)
+    known = None if inputs is None else inputs.blocked(block)
 
     def find(part: slice) -> None:
         blocks = blocked(_contiguous(w, part), block)
-        grid.scales[part], grid.zeros[part] = _best(blocks, bits, symmetric, counts, clips)
+        grid.scales[part], grid.zeros[part] = _best(blocks, bits, symmetric, known, clips)
 
     _in_parallel(w, find)
     return grid
@@ -177,7 +202,7 @@ def _in_parallel(w: Array, work: Callable[[slice], None]) -> None:
 
 
 def _best(
-    blocks: Floats, bits: int, symmetric: bool, energy: Floats | None, clips: tuple[float, ...]
+    blocks: Floats, bits: int, symmetric: bool, inputs: Inputs | None, clips: tuple[float, ...]
 ) -> tuple[Floats, Bytes]:
     low, high = blocks.min(axis=2), blocks.max(axis=2)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -187,10 +212,10 @@ def _best(
     scales, zeros = _steps(low, high, bits)
     if len(clips) == 1:
         return scales, zeros.astype(np.uint8)
-    least = _error(blocks, scales, zeros, bits, energy)
+    least = _error(blocks, scales, zeros, bits, inputs)
     for clip in clips[1:]:
         tried = _steps(low * np.float32(clip), high * np.float32(clip), bits)
-        error = _error(blocks, *tried, bits, energy)
+        error = _error(blocks, *tried, bits, inputs)
         wins = error < least
         least = np.where(wins, error, least)
         scales, zeros = np.where(wins, tried[0], scales), np.where(wins, tried[1], zeros)
@@ -209,17 +234,15 @@ def _steps(low: Floats, high: Floats, bits: int) -> tuple[Floats, Floats]:
     return scales, np.clip(np.rint(-low / scales), 0, levels(bits)).astype(np.float32)
 
 
-def _error(blocks: Floats, scales: Floats, zeros: Floats, bits: int, energy: Floats | None) -> Floats:
-    """Σ energy·(ŵ − w)² of each block."""
+def _error(blocks: Floats, scales: Floats, zeros: Floats, bits: int, inputs: Inputs | None) -> Floats:
+    """The error of each block."""
     wrong = blocks * (1 / scales)[..., None]
     np.rint(wrong, out=wrong)
     np.clip(wrong, -zeros[..., None], levels(bits) - zeros[..., None], out=wrong)
     wrong *= scales[..., None]
     wrong -= blocks
-    np.square(wrong, out=wrong)
-    if energy is not None:
-        wrong *= energy
-    return np.asarray(wrong.sum(axis=2), np.float32)
+    found = np.square(wrong, out=wrong).sum(axis=2) if inputs is None else inputs.error(wrong)
+    return np.asarray(found, np.float32)
 
 
 def prefers_zeros(w: Array, bits: int, block: int) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from graphopt_passes.quantize.rounding import Steps, damped, rounded
 from graphopt_passes.quantize.scheme import Array
-from graphopt_passes.weights.blocks import FINE_CLIPS, Blocked, Grid, grid_of, levels
+from graphopt_passes.weights.blocks import FINE_CLIPS, Blocked, Grid, Inputs, grid_of, levels
 
 Doubles = NDArray[np.float64]
 
@@ -52,7 +52,8 @@ def fitted(  # noqa: PLR0913 - what a fit depends on
     Raises:
         ValueError: the weight or the moments hold NaN or infinity, or do not fit each other.
     """
-    grid = grid_of(w, bits, block, symmetric=symmetric, energy=np.diag(moments), clips=FINE_CLIPS)
+    energy = Inputs(np.diag(moments), np.zeros(w.shape[1]))  # rounding makes up for what the mean shifts
+    grid = grid_of(w, bits, block, symmetric=symmetric, inputs=energy, clips=FINE_CLIPS)
     integers, scales = np.empty(w.shape, np.uint8), np.empty_like(grid.scales)
     known = damped(np.asarray(moments, np.float64), damp)
     for part in _parts(w):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphopt.model import Model
 from graphopt.precision import Outcome, Task
@@ -51,16 +51,17 @@ class _Search:
     bits: int
     kernels: Names = frozenset()
     penalties: dict[str, float] = field(default_factory=dict)
+    scaled: int | None = None  # values whose channels were scaled, if that was asked for
 
     def run(self) -> Outcome:
         """The steps."""
         self.builder = Builder.of(self.task, self.bits)
+        rounder = self._rounder()
         found, self.refusals = self.builder.sites()
         self.sites = {site.name: site for site in self.builder.writable(found, self.bits)}
         if not self.sites:
             return self._refuse(self._nothing())
         self.kernels = self._harmless
-        rounder = Rounder(self.task, self.builder.base, symmetric=not self.builder.has_kernels)
         weights: Weights = dict(rounder.packed(self._wanted, self._method))
         if not self.task.options.verify:
             return self._accept(weights, judged(self.task, self._model(weights)))
@@ -71,6 +72,15 @@ class _Search:
         if not verdict.kept:
             return self._safer(weights, rounder, verdict)
         return self._accept(weights, verdict)
+
+    def _rounder(self) -> Rounder:
+        """Rounds the weights of the float model, whose channels are scaled first if that was asked for."""
+        rounder = Rounder(self.task, self.builder.base, symmetric=not self.builder.has_kernels)
+        if self._method != "awq":
+            return rounder
+        found = rounder.scaled(self.bits)
+        self.scaled, self.builder = len(found.values), replace(self.builder, base=found.model)
+        return replace(rounder, model=found.model, inputs=found.inputs)
 
     def _nothing(self) -> str:
         if self.builder.nibbles:
@@ -166,7 +176,8 @@ class _Search:
         runs = not (verdict.unknown and self.task.options.verify)  # else it does not fit into memory
         if runs and (found := slower(self.task, model)):
             return self._decoded(weights, found, verdict)
-        notes = (*verdict.notes, self._told(weights))
+        scaled = [] if self.scaled is None else [f"the channels of {self.scaled:,} values were scaled first"]
+        notes = (*verdict.notes, *scaled, self._told(weights))
         return Outcome(model, verdict.reason, verdict.score, tuple(self._layers(weights)), notes=notes)
 
     def _decoded(self, weights: Weights, found: str, verdict: Verdict) -> Outcome:

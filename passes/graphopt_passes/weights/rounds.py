@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 
 from graphopt.activations import Request
 from graphopt.model import Model
 from graphopt.precision import Task
+from graphopt.rewrite import RefusedError
 from graphopt.runtime.accumulators import Doubles
 from graphopt.runtime.moments import Gram
 from graphopt_passes.quantize.consumers import moments_of
 from graphopt_passes.quantize.fit import MOST_COLUMNS
+from graphopt_passes.quantize.layers import Layer
 from graphopt_passes.quantize.scheme import Array
 from graphopt_passes.quantize.shares import Shares
-from graphopt_passes.weights.blocks import FINE_CLIPS, WHOLE, Blocked, nearest, parts, prefers_zeros
+from graphopt_passes.weights.blocks import (
+    FINE_CLIPS,
+    WHOLE,
+    Blocked,
+    Inputs,
+    grid_of,
+    nearest,
+    on_grid,
+    parts,
+    prefers_zeros,
+)
 from graphopt_passes.weights.fitting import fitted
 from graphopt_passes.weights.forms import Packed
 from graphopt_passes.weights.half_quadratic import half_quadratic
 from graphopt_passes.weights.in_order import Rounded, fitted_in_order
 from graphopt_passes.weights.places import Place, places
+from graphopt_passes.weights.scaling import Scaled, scaled
 
 BLOCKS = {4: 32, 8: 128}
 """Bits → numbers of a block unless the user says: smaller blocks cost memory and serve only few levels."""
@@ -38,24 +51,37 @@ class Rounder:
         task: what to work with.
         model: the float model.
         symmetric: whether the target knows no zero points.
+        inputs: of layers, by value name, where they are known.
     """
 
     task: Task
     model: Model
     symmetric: bool
+    inputs: Mapping[str, Inputs] = field(default_factory=dict)
 
     @cached_property
     def shares(self) -> Shares:
         """Samples to fit weights to, and to choose between weights."""
         return Shares.of(self.task)
 
+    def scaled(self, bits: int) -> Scaled:
+        """The model with channels scaled for weights of so many bits."""
+        self.task.progress("scaling channels")
+        gather = partial(self.task.collector.collect, self.model, samples=self.shares.fitting)
+        block = self.task.options.block_size or BLOCKS[bits]
+
+        def rounded(rows: Array) -> Array:
+            return nearest(rows, bits, block, symmetric=self.symmetric or None).real()
+
+        return scaled(self.model, self.task.new_run(), gather, rounded)
+
     def packed(self, bits: Mapping[str, int], method: str) -> Iterator[tuple[str, Packed]]:
         """The named weights one after the other, as they are done, but not those with NaN or infinity.
 
         Args:
             bits: 4 or 8, by the weight's name.
-            method: ``nearest``, ``hqq``, or ``gptq``, which falls back to ``hqq`` for what is no product of
-                known inputs.
+            method: ``nearest``, ``hqq``, or ``gptq`` or ``awq``, which fall back to ``hqq`` for what is no
+                product of known inputs.
         """
         run = self.task.new_run()
         found = {place.name: place for place in places(self.model, run) if place.name in bits}
@@ -82,7 +108,12 @@ class Rounder:
     def _round(self, place: Place, bits: int, method: str) -> tuple[Blocked | None, str]:
         """Without data: to nearest at once, or on the better of two grids, cut off and half-quadratic."""
         rows, block = place.rows(), self._block(place, bits)
+        inputs = self._inputs(place)
         try:
+            if inputs is not None:
+                symmetric = self.symmetric or not prefers_zeros(rows, bits, block)
+                grid = grid_of(rows, bits, block, symmetric=symmetric, inputs=inputs, clips=FINE_CLIPS)
+                return on_grid(rows, grid), "awq"
             clips = WHOLE if method == "nearest" else FINE_CLIPS
             plain = nearest(rows, bits, block, clips, symmetric=self.symmetric or None)
         except ValueError:  # NaN or infinity, which no grid holds
@@ -91,6 +122,21 @@ class Rounder:
             return plain, "nearest"
         other = half_quadratic(rows, bits, block, symmetric=plain.grid.symmetric)
         return (other, "hqq") if _error(rows, other) < _error(rows, plain) else (plain, "nearest")
+
+    def _inputs(self, place: Place) -> Inputs | None:
+        """What each column is multiplied with, where it is known and the same for all rows."""
+        reader = place.readers[0]
+        value = reader.node.inputs[0]
+        known = self.inputs.get((value and value.name) or "")
+        if known is None or len(place.readers) > 1 or reader.index != 1:
+            return None
+        try:
+            layer = Layer.of(reader.node)
+        except RefusedError:
+            return None
+        elements = place.shape[1] // layer.inputs
+        spread, mean = (np.repeat(x, elements) for x in (known.spread, known.mean))
+        return Inputs(spread, mean) if layer.groups == 1 else None
 
     def _in_order(self, found: Mapping[str, Place], bits: Mapping[str, int]) -> Iterator[Rounded]:
         """The weights that one layer reads, each fitted to what the rounded layers before it give."""

@@ -12,6 +12,7 @@ ONLY = ("--no-verify",)  # then there is no budget that could give a weight more
 OURS: dict[str, tuple[str, bool, tuple[str, ...]]] = {  # precision, whether it gets samples, more options
     "graphopt int4": ("int4-weights", True, ()),
     "graphopt int4 only": ("int4-weights", True, ONLY),
+    "graphopt int4 only, awq": ("int4-weights", True, ("--rounding", "awq", *ONLY)),
     "graphopt int4 only, no data": ("int4-weights", False, ONLY),
     "graphopt int8": ("int8-weights", True, ()),
 }
