@@ -70,7 +70,8 @@ class Options:
             folder of samples; ``module:function`` or a function, which gets a callable that runs the model
             and returns a number, higher is better. None judges by agreement and noise on held-out ``data``.
         max_drop: how much may be lost: ``0.5%`` of the original's metric (or of its decisions, if there is no
-            metric), or ``0.5`` as an amount of the metric; see :class:`graphopt.proof.budget.Budget`.
+            metric), ``0.5`` as an amount of the metric, or ``15dB``: outputs keep this ratio of signal to
+            noise; see :class:`graphopt.proof.budget.Budget`.
         block_size: how many numbers of a weight share a scale, with ``int8-weights`` and ``int4-weights``: 16
             to 256, a power of two; None takes 128 and 32.
         rounding: how weights are rounded there: ``nearest``, ``hqq`` (without data), ``gptq`` or ``awq``

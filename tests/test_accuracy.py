@@ -192,6 +192,34 @@ def test_float_labels_are_targets():
     assert (labels.name, labels.metric(found)) == ("negative mean squared error", -0.625)
 
 
+@pytest.mark.parametrize("rows", [np.eye(4, dtype=np.float32)[[2, 0, 3]], np.eye(4)[[[2, 0], [3, 1]]]])
+def test_one_hot_labels_are_classes(rows):
+    labels = Labels.read(rows, len(rows), "test.npz")
+    assert labels.are_classes
+    np.testing.assert_array_equal(labels.values, rows.argmax(axis=-1))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.array([[0.0, 1, 1], [1, 0, 0]]),  # several classes
+        np.array([[0.0, 0.5, 0.5], [1, 0, 0]]),  # probabilities
+        np.array([[1.0], [1]]),  # one target each
+        np.array([[0, 1], [1, 0]]),  # classes of two steps each
+    ],
+)
+def test_other_labels_stay_what_they_are(rows):
+    np.testing.assert_array_equal(Labels.read(rows, 2, "test.npz").values, rows)
+
+
+def test_labels_of_which_the_original_gives_none_judge_nothing():
+    labels = Labels(np.array([1, 2, 3]), 3, "test.npz")
+    labels.check(np.array([0, 0, 1.0]))
+    with pytest.raises(DataError, match="the original gives none of the 3 labels"):
+        labels.check(np.zeros(3))
+    Labels(np.array([0.5]), 1, "test.npz").check(np.zeros(1))  # no error at all is the best of targets
+
+
 def test_labels_take_the_output_that_they_fit():
     labels = Labels(np.array([2]), 1, "test.npz")
     outputs = {"features": np.zeros((1, 3, 4), np.float32), "y": np.array([[0, 0, 9]], np.float32)}
@@ -238,6 +266,8 @@ def score(metric=None, *outputs, **facts):
         (" 2 %", "2 %", 1.8),
         ("0", "0", 0.0),
         (".25", "0.25", 0.25),
+        ("15dB", "15 dB", np.inf),
+        ("7.5 db", "7.5 dB", np.inf),
     ],
 )
 def test_budgets_are_relative_or_absolute(text, shown, allowed):
@@ -279,6 +309,17 @@ def test_without_a_metric_every_output_counts():
         bad = score(None, classes, vector, worse)
         assert budget.holds(bad, reference) == (False, told)
         assert budget.margin(bad, reference) < 0
+
+
+def test_a_bound_in_decibels_is_for_noise_alone():
+    budget, reference = Budget.parse("15dB"), score(90.0)
+    assert budget.is_bounded
+    budget.require_metric(False)
+    loud, quiet = OutputScore("v", 14.9, None, 0), OutputScore("p", 15.0, 0.1, 10)
+    assert budget.holds(score(10.0, quiet), reference) == (True, "'p' has 15.0 dB (least 15 dB)")
+    assert budget.holds(score(90.0, loud, quiet), reference) == (False, "'v' has 14.9 dB (least 15 dB)")
+    assert not budget.part(0.5).holds(score(90.0, quiet), reference)[0], "half of the noise power is 18 dB"
+    assert not budget.holds(score(90.0), reference)[0], "no output has noise"
 
 
 def test_nothing_to_judge_by_is_no_evidence():
@@ -448,6 +489,17 @@ def test_a_model_is_scored_as_onnx_runtime_runs_it(worker, test_set, kept_bytes)
     assert (found.samples, found.rows) == (60, 60)
     assert again == found
     assert judge.score(CNN).sqnr_db == np.inf
+
+
+def test_labels_of_something_else_are_refused(worker, test_set):
+    with np.load(test_set / "test.npz") as arrays:
+        images = arrays["input"]
+    other = (logits(CNN, images).argmax(1) + 1) % 10
+    np.savez(test_set / "test.npz", input=images, labels=other)
+    division = division_of(test_set, str(test_set / "test.npz"))
+    judge = HeldOut(worker, CNN, division.evaluation, division.metric, threads=1)
+    with pytest.raises(DataError, match="gives none of the 60 labels"):
+        judge.score(MLP)
 
 
 def test_what_fits_the_bound_is_computed_once(test_set):

@@ -211,10 +211,11 @@ Evaluation = Annotated[
 MaxDrop = Annotated[
     str | None,
     typer.Option(
-        metavar="N[%]",
+        metavar="N[%|dB]",
         rich_help_panel=ACCURACY,
-        help="What may be lost: 0.5% of the original's metric (without one: of its decisions), or 0.5 as"
-        " an amount of the metric. Default: 0.5%; what is pruned by a share, without this, at any cost.",
+        help="What may be lost: 0.5% of the original's metric (without one: of its decisions), 0.5 as an"
+        " amount of the metric, or 15dB: outputs keep this ratio of signal to noise, whatever else is lost."
+        " Default: 0.5%; what is pruned by a share, without this, at any cost.",
     ),
 ]
 BlockSize = Annotated[

@@ -188,6 +188,8 @@ def _run(source: Path, output: Path, shown: _Shown, **options: Any) -> None:
     for what, path in (("report", report), ("calibration", saved)):
         if path is not None:
             _check_file(what, path, source, output)
+    if report is not None and report.suffix.lower() in {".html", ".htm", ".pdf"}:
+        raise UsageError(f"the report is JSON, not {report.suffix}: name it {report.with_suffix('.json')}")
     if report is not None and saved is not None and report.resolve() == saved.resolve():
         raise UsageError(f"the report would overwrite the calibration {report}; name another file")
     with terminal.progress(enabled=not (shown.quiet or shown.as_json)) as progress:

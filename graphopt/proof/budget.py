@@ -3,7 +3,8 @@
 With a metric the budget bounds its drop: ``0.5%`` is a share of the original's metric, ``0.5`` an amount
 of it. Without one the outputs must stay what they were: where they are classes, all but that share of the
 decisions must agree with the original's, and the noise must stay ``LEAST_CLASS_DB`` below the signal;
-every other floating output must keep ``LEAST_DB``. Both SQNR bounds hold for each output on its own.
+every other floating output must keep ``LEAST_DB``. Both SQNR bounds hold for each output on its own. ``15dB``
+bounds the noise of all floating outputs, and nothing else.
 
 Several steps may share a budget: each keeps a part of the drop, and of the noise power.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from graphopt.choices import UNBOUNDED
 from graphopt.errors import UsageError
-from graphopt.proof.accuracy import Score
+from graphopt.proof.accuracy import OutputScore, Score
 
 # Noise of a tenth of the signal's size: a cosine of 0.995 to the original's output.
 LEAST_DB = 20.0
@@ -55,24 +56,29 @@ class Budget:
             anything may be lost.
         relative: which of the two.
         share: of the noise power that the whole budget allows.
+        least_db: the SQNR that is all that must be kept; None judges by the rest.
     """
 
     amount: float
     relative: bool
     share: float = 1.0
+    least_db: float | None = None
 
     @classmethod
     def parse(cls, text: str = DEFAULT) -> Budget:
-        """Read ``0.5%`` or ``0.5``.
+        """Read ``0.5%``, ``0.5`` or ``15dB``.
 
         Raises:
-            UsageError: it is neither, or a percentage above 100.
+            UsageError: it is none of these, or a percentage above 100.
         """
-        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", text)
-        if match is None or (match[2] and float(match[1]) > 100):
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|dB)?\s*", text, re.IGNORECASE)
+        if match is None or (match[2] == "%" and float(match[1]) > 100):
             raise UsageError(
-                f"--max-drop {text!r} is neither a percentage such as 0.5% nor an amount such as 0.5"
+                f"--max-drop {text!r} is no percentage such as 0.5%, no amount such as 0.5, and no ratio of"
+                " signal to noise such as 15dB"
             )
+        if match[2] not in (None, "%"):
+            return cls(math.inf, True, least_db=float(match[1]))
         return cls(float(match[1]), match[2] == "%")
 
     @classmethod
@@ -91,9 +97,11 @@ class Budget:
     @property
     def is_bounded(self) -> bool:
         """Whether there is anything to keep."""
-        return math.isfinite(self.amount)
+        return math.isfinite(self.amount) or self.least_db is not None
 
     def __str__(self) -> str:
+        if self.least_db is not None:
+            return f"{self.least_db:g} dB"
         return f"{self.amount:g}{' %' if self.relative else ''}" if self.is_bounded else UNBOUNDED
 
     def require_metric(self, exists: bool) -> None:
@@ -138,6 +146,9 @@ class Budget:
         return min((bound.margin for bound in self._bounds(score, reference)), default=-math.inf)
 
     def _bounds(self, score: Score, reference: Score) -> Iterator[_Bound]:
+        if self.least_db is not None:
+            yield from (self._quiet(one, self.least_db) for one in score.outputs if one.sqnr_db is not None)
+            return
         allowed = self.allowed(reference)
         if score.metric is not None and reference.metric is not None:
             drop = reference.metric - score.metric
@@ -153,10 +164,14 @@ class Budget:
                 text += self._told(f"least {least:.2%}{_grain(allowed, output.rows, 'row')}")
                 yield _Bound(text, output.agreement, least, allowed / 100 or 1.0)
             if output.sqnr_db is not None:
-                least = LEAST_DB if output.agreement is None else LEAST_CLASS_DB
-                least -= 10 * math.log10(self.share)
-                text = f"'{output.name}' has {output.sqnr_db:.1f} dB" + self._told(f"least {least:.3g} dB")
-                yield _Bound(text, output.sqnr_db, least, _SCALE_DB)
+                yield self._quiet(output, LEAST_DB if output.agreement is None else LEAST_CLASS_DB)
+
+    def _quiet(self, output: OutputScore, least: float) -> _Bound:
+        """The noise of one output."""
+        least -= 10 * math.log10(self.share)
+        have = math.inf if output.sqnr_db is None else output.sqnr_db
+        text = f"'{output.name}' has {have:.1f} dB" + self._told(f"least {least:.3g} dB")
+        return _Bound(text, have, least, _SCALE_DB)
 
     def _told(self, bound: str) -> str:
         return f" ({bound})" if self.is_bounded else ""

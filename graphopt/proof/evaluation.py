@@ -106,6 +106,8 @@ class HeldOut:
     def _original(self) -> tuple[Score, Array]:
         """The original's own score, and what each label says of it."""
         score, merits = self._compare(lambda _, expected: expected)
+        if isinstance(self.metric, Labels):
+            self.metric.check(merits)
         if isinstance(self.metric, UserMetric):
             with self.worker.opened(self.original, self.target, self.threads) as session:
                 score = self._asked(score, session)

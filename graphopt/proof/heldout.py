@@ -133,7 +133,7 @@ def _labels(path: Path, count: int, specs: Sequence[InputSpec]) -> Labels | None
         return None
     try:
         with np.load(path) as arrays:
-            return Labels(arrays[LABELS], count, str(path)) if LABELS in arrays else None
+            return Labels.read(arrays[LABELS], count, str(path)) if LABELS in arrays else None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: the array '{LABELS}' cannot be read: {error}") from None
 

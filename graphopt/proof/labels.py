@@ -2,8 +2,8 @@
 
 Integers are classes: the metric is the share of rows, in percent, whose largest score is that of the label
 (top-1 accuracy); negative labels are skipped. Floats are targets: the metric is the negative mean squared
-error. Rows are taken in order, so labels may be given per sample or per row of a sequence, whatever their
-shape.
+error; unless each of their rows is a single 1 among zeros, which is a class, too. Rows are taken in order, so
+labels may be given per sample or per row of a sequence, whatever their shape.
 """
 
 from __future__ import annotations
@@ -45,6 +45,15 @@ class Labels:
         if self.are_classes and not (self.values >= 0).any():
             raise DataError(f"{self.source}: all labels are negative, which skips them")
 
+    @classmethod
+    def read(cls, values: Array, samples: int, source: str) -> Labels:
+        """Labels as they lie in a file: one-hot rows become the classes that they are.
+
+        Raises:
+            DataError: they are no numbers, or do not fit the samples.
+        """
+        return cls(values.argmax(axis=-1) if _are_one_hot(values) else values, samples, source)
+
     @property
     def are_classes(self) -> bool:
         """Whether they are classes rather than targets."""
@@ -78,6 +87,18 @@ class Labels:
         """The metric of the merits of all samples."""
         return float(np.mean(merits, dtype=np.float64)) * (100 if self.are_classes else 1)
 
+    def check(self, merits: Array) -> None:
+        """Refuse to judge by labels of which the original gives none: nothing could be lost.
+
+        Raises:
+            DataError: it gives none.
+        """
+        if self.are_classes and not merits.any():
+            raise DataError(
+                f"{self.source}: the original gives none of the {merits.size:,} labels, so they cannot judge;"
+                " they must be numbers of classes from 0, in the order of the samples"
+            )
+
     def compare(self, before: Array, after: Array) -> tuple[float, int | None, int | None]:
         """The standard error of the metric's difference, and how many classes were lost and gained.
 
@@ -104,6 +125,12 @@ class Labels:
         known = labels.reshape(-1) >= 0
         hits: Array = decisions.reshape(-1) == labels.reshape(-1)
         return hits[known]
+
+
+def _are_one_hot(values: Array) -> bool:
+    if values.dtype.kind != "f" or values.ndim < 2 or values.shape[-1] < 2:
+        return False
+    return bool(np.isin(values, (0, 1)).all() and (values.sum(axis=-1) == 1).all())
 
 
 def _decisions(output: Array, shape: tuple[int, ...], largest: int) -> Array | None:

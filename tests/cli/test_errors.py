@@ -173,6 +173,7 @@ USAGE = {
     "output is a folder": (["optimize", "{tiny}", "{folder}"], "folder"),
     "output is the input": (["optimize", "{tiny}", "{tiny}"], "--in-place"),
     "report folder is missing": (["optimize", "{tiny}", "{out}", "--report", "{folder}/none/r.json"], "none"),
+    "report is a page": (["optimize", "{tiny}", "{out}", "--report", "{folder}/r.html"], "r.json"),
     "report is the input": (["optimize", "{tiny}", "{out}", "--report", "{tiny}"], "tiny.onnx"),
     "no such custom op library": (
         ["optimize", "{tiny}", "{out}", "--custom-ops", "{folder}/none.so"],
