@@ -116,6 +116,41 @@ def test_alike_channels_are_left_alone(worker: Worker, seed: int) -> None:
     assert not scaled_for(proto, worker, sign).values, "all channels have the same size"
 
 
+def test_a_weight_with_nan_is_not_scaled(worker: Worker) -> None:
+    rng = np.random.default_rng(0)
+    proto = network(rng, BODIES["normalization"])
+    broken = next(one for one in proto.graph.initializer if one.name == "q")
+    data = numpy_helper.to_array(broken).copy()
+    data[0, 0] = np.nan
+    broken.CopyFrom(numpy_helper.from_array(data, "q"))
+    result = graphopt.optimize(
+        proto,
+        precision="int4-weights",
+        rounding="awq",
+        data={"x": rng.standard_normal((8, 1, WIDTH)).astype(np.float32)},
+        verify=False,
+        measure=False,
+    )
+    assert {layer.name: layer.precision for layer in result.report.layers} == {"p": "int4", "q": "float32"}
+
+
+def test_dead_channels_do_not_make_others_huge(worker: Worker) -> None:
+    rng = np.random.default_rng(0)
+    proto = network(rng, BODIES["layers in a row"])
+    w = next(one for one in proto.graph.initializer if one.name == "w")
+    data = numpy_helper.to_array(w).copy()
+    data[:, :3] *= 1e-20
+    data[:, 3] = 0
+    w.CopyFrom(numpy_helper.from_array(data, "w"))
+    x = rng.standard_normal((32, WIDTH)).astype(np.float32)
+    found = scaled_for(proto, worker, x)
+    assert found.values
+    sizes = [np.abs(numpy_helper.to_array(one)) for one in serialized(found.model).graph.initializer]
+    assert max(size.max() for size in sizes) < 1e4
+    [expected], [same] = compute(proto, {"x": x}), compute(serialized(found.model), {"x": x})
+    np.testing.assert_allclose(same, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
 def test_a_trained_model_has_less_noise_than_without_samples() -> None:
     noises = {}
     for rounding in ("awq", "nearest"):

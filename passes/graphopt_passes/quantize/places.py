@@ -130,7 +130,8 @@ class Scaling:
 def largest(numbers: Doubles, units: Units, width: int) -> Doubles:
     """The largest of the numbers of each unit, at least 0, [width]."""
     found = np.zeros(width + 1)
-    np.maximum.at(found, units, numbers)
+    with np.errstate(invalid="ignore"):  # NaN is the largest
+        np.maximum.at(found, units, numbers)
     return found[:width]
 
 

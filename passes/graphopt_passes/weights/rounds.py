@@ -71,7 +71,10 @@ class Rounder:
         block = self.task.options.block_size or BLOCKS[bits]
 
         def rounded(rows: Array) -> Array:
-            return nearest(rows, bits, block, symmetric=self.symmetric or None).real()
+            try:
+                return nearest(rows, bits, block, symmetric=self.symmetric or None).real()
+            except ValueError:  # NaN or infinity: it will stay as it is
+                return rows
 
         return scaled(self.model, self.task.new_run(), gather, rounded)
 

@@ -34,7 +34,8 @@ Doubles = NDArray[np.float64]
 
 NAME = "scale-channels"
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-WORTH = 0.99
+WORTH = 0.99  # part of the error that must be left at most
+LEAST = 1e-4  # of the largest channel: what samples show of smaller ones says nothing about others
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,6 @@ def _size(seen: Seen) -> Doubles:
 
 
 def _factors(size: Doubles, _: Doubles, alpha: float) -> Doubles:
-    """1 for channels that are always 0."""
-    found = np.ones_like(size)
-    found[size > 0] = size[size > 0] ** alpha
+    """All 1 if all channels are always 0."""
+    found = np.maximum(size, LEAST * size.max() or 1.0) ** alpha
     return np.asarray(found / np.sqrt(found.max() * found.min()))
