@@ -281,6 +281,10 @@ class Names:
         self._taken[name] += 1
         return name
 
+    def release(self, name: str) -> None:
+        """Let a name be taken again, whose value is gone."""
+        self._taken -= Counter([name])
+
     def is_unique(self, name: str) -> bool:
         """Whether one scope only defines the name; sibling branches may each have a value of one name."""
         return self._taken[name] <= 1

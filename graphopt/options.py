@@ -167,7 +167,7 @@ class Options:
         """How much accuracy a lower precision, or pruning that has a budget, may cost.
 
         Raises:
-            UsageError: ``max_drop`` is neither a percentage nor an amount.
+            UsageError: ``max_drop`` is no percentage, amount, or ratio of signal to noise.
         """
         return Budget.parse(self.max_drop if self.max_drop is not None else DEFAULT_DROP)
 

@@ -212,11 +212,14 @@ def test_other_labels_stay_what_they_are(rows):
     np.testing.assert_array_equal(Labels.read(rows, 2, "test.npz").values, rows)
 
 
-def test_labels_of_which_the_original_gives_none_judge_nothing():
-    labels = Labels(np.array([1, 2, 3]), 3, "test.npz")
-    labels.check(np.array([0, 0, 1.0]))
-    with pytest.raises(DataError, match="the original gives none of the 3 labels"):
-        labels.check(np.zeros(3))
+def test_labels_that_the_original_misses_judge_nothing():
+    labels = Labels(np.tile(np.arange(10), 20), 200, "test.npz")
+    chance = np.arange(200) % 10 == 0
+    labels.check(chance)
+    with pytest.raises(DataError, match="the original gives 1 of the 200 labels, fewer than guesses would"):
+        labels.check(np.arange(200) == 7)
+    Labels(np.array([1, 2, 3]), 3, "test.npz").check(np.zeros(3))  # three labels may well be missed
+    Labels(np.full(90, 4), 90, "test.npz").check(np.zeros(90))  # who knows of one class only cannot guess
     Labels(np.array([0.5]), 1, "test.npz").check(np.zeros(1))  # no error at all is the best of targets
 
 
@@ -232,6 +235,12 @@ def test_labels_take_the_output_that_they_fit():
 def test_labels_that_cannot_be_used(values, samples):
     with pytest.raises(DataError, match=r"test\.npz"):
         Labels(np.asarray(values), samples, "test.npz")
+
+
+def test_numbers_in_one_hot_rows_get_a_hint():
+    labels = Labels.read(np.eye(4, dtype=np.int64), 4, "test.npz")
+    with pytest.raises(DataError, match="not rows of 0 and 1"):
+        labels.merits(0, {"y": Tensor.of(np.zeros((1, 4), np.float32))})
 
 
 @pytest.mark.parametrize(("label", "classes"), [(1, 1), (10, 10), (255, 3)])
@@ -319,7 +328,8 @@ def test_a_bound_in_decibels_is_for_noise_alone():
     assert budget.holds(score(10.0, quiet), reference) == (True, "'p' has 15.0 dB (least 15 dB)")
     assert budget.holds(score(90.0, loud, quiet), reference) == (False, "'v' has 14.9 dB (least 15 dB)")
     assert not budget.part(0.5).holds(score(90.0, quiet), reference)[0], "half of the noise power is 18 dB"
-    assert not budget.holds(score(90.0), reference)[0], "no output has noise"
+    told = "nothing to judge by: no output with numbers that vary"
+    assert budget.holds(score(90.0), reference) == (False, told)
 
 
 def test_nothing_to_judge_by_is_no_evidence():
@@ -498,7 +508,7 @@ def test_labels_of_something_else_are_refused(worker, test_set):
     np.savez(test_set / "test.npz", input=images, labels=other)
     division = division_of(test_set, str(test_set / "test.npz"))
     judge = HeldOut(worker, CNN, division.evaluation, division.metric, threads=1)
-    with pytest.raises(DataError, match="gives none of the 60 labels"):
+    with pytest.raises(DataError, match="gives 0 of the 60 labels"):
         judge.score(MLP)
 
 

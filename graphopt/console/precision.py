@@ -136,7 +136,7 @@ def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
     bound = "" if found.budget == UNBOUNDED else f" within {found.budget}"
     yield "accuracy", within if found.achieved else f"not achieved{bound}: {found.reason}"
     after = found.after
-    parts = []
+    parts = [*_metric(found)]
     if after.lost is not None and after.gained is not None:
         parts += [f"{after.lost:,} lost and {after.gained:,} gained of {after.rows:,} labels"]
     if after.metric_error is not None:
@@ -149,6 +149,13 @@ def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
         parts += [f"worst sample {after.worst_sample} with {after.worst_db:.1f} dB"]
     yield "", "; ".join(parts)
     yield "", f"judged on {found.evidence}; calibrated on {_calibration(found)}"
+
+
+def _metric(found: AccuracyReport) -> Iterator[str]:
+    """The metric, where the budget is about something else."""
+    before, after = found.before.metric, found.after.metric
+    if before is not None and after is not None and found.after.metric_name not in found.reason:
+        yield f"{found.after.metric_name} {before:.6g} -> {after:.6g}"
 
 
 def _budget(found: AccuracyReport) -> str:

@@ -74,8 +74,8 @@ class Budget:
         match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|dB)?\s*", text, re.IGNORECASE)
         if match is None or (match[2] == "%" and float(match[1]) > 100):
             raise UsageError(
-                f"--max-drop {text!r} is no percentage such as 0.5%, no amount such as 0.5, and no ratio of"
-                " signal to noise such as 15dB"
+                f"--max-drop {text!r} is no percentage up to 100 such as 0.5%, no amount such as 0.5, and no"
+                " ratio of signal to noise such as 15dB"
             )
         if match[2] not in (None, "%"):
             return cls(math.inf, True, least_db=float(match[1]))
@@ -133,7 +133,9 @@ class Budget:
         if not self.is_bounded:
             return True, "; ".join(bound.text for bound in bounds) or "nothing to judge by"
         if not bounds:
-            return False, "nothing to judge by: no metric, and no output with numbers that vary"
+            none = "no output with numbers that vary"
+            lacks = none if self.least_db is not None else f"no metric, and {none}"
+            return False, f"nothing to judge by: {lacks}"
         broken = [bound for bound in bounds if not bound.holds]
         worst = min(broken or bounds, key=lambda bound: bound.margin)
         return not broken, worst.text
@@ -169,7 +171,8 @@ class Budget:
     def _quiet(self, output: OutputScore, least: float) -> _Bound:
         """The noise of one output."""
         least -= 10 * math.log10(self.share)
-        have = math.inf if output.sqnr_db is None else output.sqnr_db
+        assert output.sqnr_db is not None
+        have = output.sqnr_db
         text = f"'{output.name}' has {have:.1f} dB" + self._told(f"least {least:.3g} dB")
         return _Bound(text, have, least, _SCALE_DB)
 

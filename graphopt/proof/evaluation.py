@@ -40,7 +40,8 @@ class Evaluator(Protocol):
 
         Raises:
             WorkerError: the model does not run.
-            DataError: the original does not run on a sample, or the user's function fails.
+            DataError: the original does not run on a sample, or misses the labels more often than guesses
+                would, or the user's function fails.
         """
 
 
@@ -78,7 +79,8 @@ class HeldOut:
 
         Raises:
             WorkerError: the model does not run.
-            DataError: the original does not run on a sample, or the user's function fails.
+            DataError: the original does not run on a sample, or misses the labels more often than guesses
+                would, or the user's function fails.
         """
         reference, expected = self._original
         with self.worker.opened(model, self.target, self.threads) as session:

@@ -20,6 +20,8 @@ from graphopt.runtime.values import Tensor, Value
 
 Array = NDArray[Any]
 
+_BY_CHANCE = 0.01
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -52,7 +54,8 @@ class Labels:
         Raises:
             DataError: they are no numbers, or do not fit the samples.
         """
-        return cls(values.argmax(axis=-1) if _are_one_hot(values) else values, samples, source)
+        classes = values.dtype.kind == "f" and _are_one_hot(values)
+        return cls(values.argmax(axis=-1) if classes else values, samples, source)
 
     @property
     def are_classes(self) -> bool:
@@ -76,10 +79,11 @@ class Labels:
             merits = self._merits(labels, value.numpy()) if isinstance(value, Tensor) else None
             if merits is not None:
                 return merits.astype(np.float32).reshape(-1)
+        hint = "; classes are numbers, not rows of 0 and 1" if _are_one_hot(labels) else ""
         shapes = ", ".join(f"'{k}' {list(v.shape)}" for k, v in outputs.items() if isinstance(v, Tensor))
         raise DataError(
             f"{self.source}: labels {list(labels.shape)} of sample {index}, the largest {labels.max()},"
-            f" fit no output ({shapes});"
+            f" fit no output ({shapes}){hint};"
             " judge with --eval module:function instead"
         )
 
@@ -88,15 +92,22 @@ class Labels:
         return float(np.mean(merits, dtype=np.float64)) * (100 if self.are_classes else 1)
 
     def check(self, merits: Array) -> None:
-        """Refuse to judge by labels of which the original gives none: nothing could be lost.
+        """Refuse to judge by labels that the original misses more often than who guesses would.
+
+        They are in another order, or count from 1, and hardly anything could be lost.
 
         Raises:
-            DataError: it gives none.
+            DataError: so few of its guesses would be right in less than one of a hundred times.
         """
-        if self.are_classes and not merits.any():
+        if not self.are_classes:
+            return
+        from scipy.special import bdtr  # the binomial distribution; takes a while to import
+
+        hits, count, kinds = int(merits.sum()), merits.size, len(np.unique(self.values[self.values >= 0]))
+        if kinds > 1 and bdtr(hits, count, 1 / kinds) < _BY_CHANCE:
             raise DataError(
-                f"{self.source}: the original gives none of the {merits.size:,} labels, so they cannot judge;"
-                " they must be numbers of classes from 0, in the order of the samples"
+                f"{self.source}: the original gives {hits:,} of the {count:,} labels, fewer than guesses"
+                " would; labels are numbers of classes from 0, in the order of the samples"
             )
 
     def compare(self, before: Array, after: Array) -> tuple[float, int | None, int | None]:
@@ -128,9 +139,8 @@ class Labels:
 
 
 def _are_one_hot(values: Array) -> bool:
-    if values.dtype.kind != "f" or values.ndim < 2 or values.shape[-1] < 2:
-        return False
-    return bool(np.isin(values, (0, 1)).all() and (values.sum(axis=-1) == 1).all())
+    many = values.ndim > 1 and values.shape[-1] > 1
+    return many and bool(np.isin(values, (0, 1)).all() and (values.sum(axis=-1) == 1).all())
 
 
 def _decisions(output: Array, shape: tuple[int, ...], largest: int) -> Array | None:

@@ -13,7 +13,7 @@ from graphopt.errors import ParityError, UsageError, WorkerError
 from graphopt.options import Options
 from graphopt.proof.evaluation import HeldOut
 from graphopt_passes import PRECISIONS as MADE
-from tests.support import ops, serialized
+from tests.support import compute, ops, serialized
 from tools import models
 
 FOLDER = models.RECIPES.parent
@@ -136,6 +136,23 @@ def test_a_last_product_has_eight_bits(end: str, bits: int) -> None:
     )
     report = lowered(build(text, w=normal(64, 64), v=normal(64, 64), b=normal(64)), verify=False).report
     assert {one.name[0]: one.precision for one in report.layers} == {"w": "int4", "v": f"int{bits}"}
+
+
+@pytest.mark.parametrize("columns", [20, 48, 96, 100])
+@pytest.mark.parametrize("rounding", ["nearest", "awq"])
+def test_blocks_have_a_size_that_kernels_know(columns: int, rounding: str) -> None:
+    """A last product has blocks of 128 unless its rows are shorter."""
+    proto = build(
+        "g (float[n, 64] x) => (float[n, 256] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }",
+        17,
+        w=normal(64, columns),
+        v=normal(columns, 256),
+    )
+    x = RNG.standard_normal((8, 1, 64)).astype(np.float32)
+    result = lowered(proto, data={"x": x}, rounding=rounding, max_drop="0dB")
+    assert all(layer.fused and layer.block in BLOCK_SIZES for layer in result.report.layers)
+    [expected], [found] = (compute(one, {"x": x[0]}) for one in (proto, serialized(result.model)))
+    assert np.square(found - expected).sum() < 0.1 * np.square(expected).sum()
 
 
 def test_where_no_choice_keeps_the_budget_the_model_stays_as_it_is() -> None:

@@ -151,6 +151,18 @@ def test_dead_channels_do_not_make_others_huge(worker: Worker) -> None:
     np.testing.assert_allclose(same, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+def int4(proto: ModelProto, data: dict[str, np.ndarray], rounding: str) -> graphopt.Result:
+    return graphopt.optimize(
+        proto,
+        precision="int4-weights",
+        rounding=rounding,
+        data=data,
+        max_drop="0dB",
+        measure=False,
+        threads=1,
+    )
+
+
 def test_a_trained_model_has_less_noise_than_without_samples() -> None:
     noises = {}
     for rounding in ("awq", "nearest"):
@@ -166,9 +178,10 @@ def test_a_trained_model_has_less_noise_than_without_samples() -> None:
             threads=1,
         )
         assert {layer.method for layer in result.report.layers} == {rounding}
+        assert {layer.name for layer in result.report.layers} == {"1.weight", "3.weight"}
         assert result.report.accuracy is not None
         noises[rounding] = result.report.accuracy.after.sqnr_db
-        told = any("values were scaled first" in note for note in result.report.notes)
+        told = "values whose channels were scaled first: 1" in result.report.notes
         assert told == (rounding == "awq")
     assert noises["awq"] > noises["nearest"]
 
@@ -185,15 +198,48 @@ def test_weights_that_are_read_otherwise_are_rounded_without_samples() -> None:
         "i": np.arange(40, dtype=np.int64).reshape(4, 10),
         "c": rng.standard_normal((4, 1, 32, 10)).astype(np.float32),
     }
-    samples = [{name: array[at] for name, array in data.items()} for at in range(4)]
-    result = graphopt.optimize(
-        proto,
-        precision="int4-weights",
-        rounding="awq",
-        data=samples,
-        max_drop="100%",
-        measure=False,
-        threads=1,
-    )
+    result = int4(proto, data, "awq")
     methods = {layer.name: layer.method for layer in result.report.layers}
     assert set(methods) == {"w", "k"} and set(methods.values()) <= {"hqq", "nearest"}
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_kernels_of_convolutions_are_cut_off_for_their_inputs(kernel: int) -> None:
+    """Each channel is as many columns as the kernel has elements."""
+    rng = np.random.default_rng(0)
+    proto = network(rng, "g (float[n, 32, 20] x) => (float[n, 64, m] y) { y = Conv(x, k) }")
+    weight = rng.standard_normal((64, 32, kernel)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "k"))
+    x = rng.standard_normal((8, 1, 32, 20)).astype(np.float32) * rng.exponential(3, (32, 1))
+    noises = {}
+    for rounding in ("awq", "nearest"):
+        result = int4(proto, {"x": x.astype(np.float32)}, rounding)
+        assert {(layer.name, layer.method) for layer in result.report.layers} == {("k", rounding)}
+        assert result.report.accuracy is not None
+        noises[rounding] = result.report.accuracy.after.sqnr_db
+    assert noises["awq"] > noises["nearest"] + 0.3
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_what_is_read_along_two_axes_tells_nothing_of_columns(order: tuple[str, str]) -> None:
+    rng = np.random.default_rng(0)
+    nodes = {"a": "a = MatMul(h, p)", "b": "b = Conv(h, k)"}
+    body = f"""g (float[n, {WIDTH}, {WIDTH}] x) => (float[n, {WIDTH}, {WIDTH}] y) {{
+        h = Relu(x) {" ".join(nodes[one] for one in order)} y = Add(a, b) }}"""
+    proto = network(rng, body)
+    kernel = rng.standard_normal((WIDTH, WIDTH, 1)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(kernel, "k"))
+    x = rng.standard_normal((8, 1, WIDTH, WIDTH)).astype(np.float32)
+    result = int4(proto, {"x": x}, "awq")
+    methods = {layer.name: layer.method for layer in result.report.layers}
+    assert methods.keys() == {"p", "k"} and set(methods.values()) <= {"hqq", "nearest"}
+
+
+def test_empty_weights_are_left_alone() -> None:
+    rng = np.random.default_rng(0)
+    body = f"""g (float[n, {WIDTH}] x) => (float[n, {WIDTH}] y, float[n, 0] z) {{
+        y = MatMul(x, p)  z = MatMul(x, e) }}"""
+    proto = network(rng, body)
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((WIDTH, 0), np.float32), "e"))
+    x = rng.standard_normal((8, 1, WIDTH)).astype(np.float32)
+    assert {layer.name: layer.method for layer in int4(proto, {"x": x}, "awq").report.layers} == {"p": "awq"}

@@ -79,7 +79,7 @@ def _patches(node: ir.Node, kernel: tuple[int, ...]) -> Patches:
 def _conv(node: ir.Node, w: NDArray[np.floating]) -> Reading:
     """Channel k of group i meets the output channels of that group."""
     groups = g.attribute(node, "group", 1)
-    by_group = w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
+    by_group = w.reshape(groups, w.shape[0] // groups, w.shape[1], math.prod(w.shape[2:]))
     return Reading(1, np.einsum("gmck,gmck->gc", by_group, by_group, dtype=np.float64).reshape(-1))
 
 
@@ -90,7 +90,7 @@ def _gemm(node: ir.Node, w: NDArray[np.floating]) -> Reading:
 
 
 def _matmul(node: ir.Node, w: NDArray[np.floating]) -> Reading:
-    stack = w.reshape(-1, *w.shape[-2:])
+    stack = w.reshape(math.prod(w.shape[:-2]), *w.shape[-2:])
     return Reading(-1, np.einsum("bkn,bkn->k", stack, stack, dtype=np.float64))
 
 

@@ -117,6 +117,8 @@ def own_constant(node: ir.Node, index: int) -> ir.TensorProtocol:
     tensor = g.constant(value)
     if value is None or tensor is None:
         raise RefusedError(f"input {index} of {g.label(node)} is no constant")
+    if not tensor.size:
+        raise RefusedError(f"'{value.name}' is empty")
     if len(value.uses()) > 1 or value.is_graph_output():
         raise RefusedError(f"'{value.name}' is used elsewhere, too")
     if tensor.dtype not in _FLOATS:
@@ -125,9 +127,11 @@ def own_constant(node: ir.Node, index: int) -> ir.TensorProtocol:
 
 
 def replace_constant(model: Model, run: Run, node: ir.Node, index: int, data: Array) -> None:
-    """Put new numbers in the place of a constant that only this input uses."""
+    """Put new numbers in the place of a constant that only this input uses, under its name."""
     old = node.inputs[index]
     assert old is not None
-    new = run.new_constant(model, node, data, old.name or "weight")
-    node.replace_input_with(index, new)
+    name = old.name or "weight"
+    node.replace_input_with(index, None)
     run.drop_constant(old)
+    run.names(model).release(name)
+    node.replace_input_with(index, run.new_constant(model, node, data, name))

@@ -23,12 +23,7 @@ def smoothed(model: Model, run: Run, gather: Gather) -> Model | None:
 
 def seen_by_layers(model: Model, gather: Gather) -> dict[str, Seen]:
     """What each value was seen to be that a Conv, Gemm or MatMul reads beside a constant, by its name."""
-    axes = {
-        node.inputs[0].name or "": _LAYERS[node.op_type]
-        for node in g.nodes(model.ir)
-        if g.is_op(node, *_LAYERS) and node.inputs[0] is not None and g.constant(node.inputs[1]) is not None
-    }
-    kinds = {name: (Extent(axis), Mean(axis)) for name, axis in axes.items()}
+    kinds = {name: (Extent(axis), Mean(axis)) for name, axis in _read(model).items()}
     statistics = gather(Request(name, kind) for name, pair in kinds.items() for kind in pair)
     seen: dict[str, Seen] = {}
     for name, (extent, mean) in kinds.items():
@@ -36,3 +31,13 @@ def seen_by_layers(model: Model, gather: Gather) -> dict[str, Seen]:
         if limits is not None and moments is not None:
             seen[name] = Seen(limits.low, limits.high, moments.second_moment, moments.mean)
     return seen
+
+
+def _read(model: Model) -> dict[str, int]:
+    """The axis of the channels of each value, unless layers read it along different ones."""
+    found: dict[str, set[int]] = {}
+    for node in g.nodes(model.ir):
+        value = node.inputs[0] if g.is_op(node, *_LAYERS) else None
+        if value is not None and g.constant(node.inputs[1]) is not None:
+            found.setdefault(value.name or "", set()).add(_LAYERS[node.op_type])
+    return {name: axes.pop() for name, axes in found.items() if len(axes) == 1}

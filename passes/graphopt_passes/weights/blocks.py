@@ -90,21 +90,33 @@ class Inputs:
 
     Attributes:
         spread: the variance of each, [columns]; the unit does not matter.
-        mean: of each, [columns], in the root of that unit.
+        mean: of each, [columns], in the root of that unit; None if it is 0.
     """
 
     spread: Array
-    mean: Array
+    mean: Array | None = None
 
     def blocked(self, block: int) -> Inputs:
-        """The same as [1, blocks, block]."""
-        found = (blocked(np.asarray(one, np.float32)[None], block) for one in (self.spread, self.mean))
-        return Inputs(*found)
+        """The same as float32 [1, blocks, block], in a unit in which nothing is large."""
+        size = max(np.sqrt(self.spread.max()), 0 if self.mean is None else np.abs(self.mean).max()) or 1.0
+
+        def row(x: Array) -> Array:
+            return blocked(np.asarray(x, np.float32).reshape(1, -1), block)
+
+        return Inputs(row(self.spread / size**2), None if self.mean is None else row(self.mean / size))
+
+    def repeated(self, elements: int, groups: int = 1) -> Inputs:
+        """The same where each column is so many, which lie in groups, [groups, 1, columns]."""
+
+        def row(x: Array) -> Array:
+            return np.repeat(x, elements).reshape(groups, 1, -1)
+
+        return Inputs(row(self.spread), None if self.mean is None else row(self.mean))
 
     def error(self, wrong: Array) -> Array:
         """E(Σ xⱼeⱼ)² of each row, from e, [..., columns]."""
-        shift = (wrong * self.mean).sum(axis=-1)
-        return np.asarray((np.square(wrong) * self.spread).sum(axis=-1) + np.square(shift))
+        found = np.asarray((np.square(wrong) * self.spread).sum(axis=-1))
+        return found if self.mean is None else found + np.square((wrong * self.mean).sum(axis=-1))
 
 
 @dataclass(frozen=True)
@@ -255,8 +267,13 @@ def prefers_zeros(w: Array, bits: int, block: int) -> bool:
     return errors[1] < _WORTH * errors[0]
 
 
-def nearest(
-    w: Array, bits: int, block: int, clips: tuple[float, ...] = WHOLE, symmetric: bool | None = None
+def nearest(  # noqa: PLR0913, PLR0917 - what a grid depends on
+    w: Array,
+    bits: int,
+    block: int,
+    clips: tuple[float, ...] = WHOLE,
+    symmetric: bool | None = None,
+    inputs: Inputs | None = None,
 ) -> Blocked:
     """The weight rounded to nearest on the best grids.
 
@@ -266,17 +283,19 @@ def nearest(
         block: numbers of a block.
         clips: parts of a block's range to try; 1 comes first.
         symmetric: whether zero points are fixed in the middle; ``None`` decides by the error.
+        inputs: what columns are multiplied with; ``None`` if all count alike.
 
     Raises:
         ValueError: the weight holds NaN or infinity.
     """
     if symmetric is None:
         symmetric = not prefers_zeros(w, bits, block)
+    known = None if inputs is None else inputs.blocked(block)
     grid, integers = _empty(w, bits, block), np.empty(w.shape, np.uint8)
 
     def round_part(part: slice) -> None:
         rows = _contiguous(w, part)
-        grid.scales[part], grid.zeros[part] = _best(blocked(rows, block), bits, symmetric, None, clips)
+        grid.scales[part], grid.zeros[part] = _best(blocked(rows, block), bits, symmetric, known, clips)
         integers[part] = grid.of(part).nearest(rows)
 
     _in_parallel(w, round_part)

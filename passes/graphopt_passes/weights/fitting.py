@@ -52,7 +52,7 @@ def fitted(  # noqa: PLR0913 - what a fit depends on
     Raises:
         ValueError: the weight or the moments hold NaN or infinity, or do not fit each other.
     """
-    energy = Inputs(np.diag(moments), np.zeros(w.shape[1]))  # rounding makes up for what the mean shifts
+    energy = Inputs(np.diag(moments))  # rounding makes up for what the mean shifts
     grid = grid_of(w, bits, block, symmetric=symmetric, inputs=energy, clips=FINE_CLIPS)
     integers, scales = np.empty(w.shape, np.uint8), np.empty_like(grid.scales)
     known = damped(np.asarray(moments, np.float64), damp)

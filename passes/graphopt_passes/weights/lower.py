@@ -176,7 +176,7 @@ class _Search:
         runs = not (verdict.unknown and self.task.options.verify)  # else it does not fit into memory
         if runs and (found := slower(self.task, model)):
             return self._decoded(weights, found, verdict)
-        scaled = [] if self.scaled is None else [f"the channels of {self.scaled:,} values were scaled first"]
+        scaled = [] if self.scaled is None else [f"values whose channels were scaled first: {self.scaled:,}"]
         notes = (*verdict.notes, *scaled, self._told(weights))
         return Outcome(model, verdict.reason, verdict.score, tuple(self._layers(weights)), notes=notes)
 

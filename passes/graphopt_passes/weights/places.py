@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import graph as g
+from graphopt.choices import BLOCK_SIZES
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt_passes.quantize.scheme import Array
@@ -107,15 +108,15 @@ class Place:
         """Whether kernels can compute with blocks of this size."""
         columns = self.shape[1]
         looked_up = any(one.way == "lookup" for one in self.readers)
-        return self.has_kernel and columns >= block and not (looked_up and columns % block)
+        fits = block in BLOCK_SIZES and columns >= block and not (looked_up and columns % block)
+        return self.has_kernel and fits
 
     def block(self, wanted: int) -> int:
-        """The size that is wanted, where kernels compute with it; else the divisor of a row nearest to it."""
-        if self.computes(wanted):
-            return wanted
+        """The size nearest to it that kernels compute with, or else the nearest divisor of a row."""
         columns = self.shape[1]
-        divisors = [size for size in range(LEAST_BLOCK, columns + 1) if columns % size == 0]
-        return min(divisors, key=lambda size: abs(math.log(size / wanted)))
+        divisors = (size for size in range(LEAST_BLOCK, columns + 1) if columns % size == 0)
+        sizes = [size for size in BLOCK_SIZES if self.computes(size)] or list(divisors)
+        return min(sizes, key=lambda size: abs(math.log(size / wanted)))
 
     def rows(self) -> Array:
         """The weight as [channels, columns]; a view of its file."""

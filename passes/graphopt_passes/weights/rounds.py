@@ -24,9 +24,7 @@ from graphopt_passes.weights.blocks import (
     WHOLE,
     Blocked,
     Inputs,
-    grid_of,
     nearest,
-    on_grid,
     parts,
     prefers_zeros,
 )
@@ -109,20 +107,18 @@ class Rounder:
         return place.block(self.task.options.block_size or BLOCKS[bits])
 
     def _round(self, place: Place, bits: int, method: str) -> tuple[Blocked | None, str]:
-        """Without data: to nearest at once, or on the better of two grids, cut off and half-quadratic."""
+        """To nearest at once, on grids cut off for known inputs, or on the better of two others: cut off for
+        weights alone, and half-quadratic.
+        """
         rows, block = place.rows(), self._block(place, bits)
-        inputs = self._inputs(place)
+        inputs = self._inputs(place) if method == "awq" else None
+        clips = WHOLE if method == "nearest" else FINE_CLIPS
         try:
-            if inputs is not None:
-                symmetric = self.symmetric or not prefers_zeros(rows, bits, block)
-                grid = grid_of(rows, bits, block, symmetric=symmetric, inputs=inputs, clips=FINE_CLIPS)
-                return on_grid(rows, grid), "awq"
-            clips = WHOLE if method == "nearest" else FINE_CLIPS
-            plain = nearest(rows, bits, block, clips, symmetric=self.symmetric or None)
+            plain = nearest(rows, bits, block, clips, symmetric=self.symmetric or None, inputs=inputs)
         except ValueError:  # NaN or infinity, which no grid holds
             return None, ""
-        if method == "nearest":
-            return plain, "nearest"
+        if method == "nearest" or inputs is not None:
+            return plain, method
         other = half_quadratic(rows, bits, block, symmetric=plain.grid.symmetric)
         return (other, "hqq") if _error(rows, other) < _error(rows, plain) else (plain, "nearest")
 
@@ -131,15 +127,15 @@ class Rounder:
         reader = place.readers[0]
         value = reader.node.inputs[0]
         known = self.inputs.get((value and value.name) or "")
-        if known is None or len(place.readers) > 1 or reader.index != 1:
+        if known is None or reader.index != 1:
             return None
         try:
             layer = Layer.of(reader.node)
         except RefusedError:
             return None
-        elements = place.shape[1] // layer.inputs
-        spread, mean = (np.repeat(x, elements) for x in (known.spread, known.mean))
-        return Inputs(spread, mean) if layer.groups == 1 else None
+        if layer.groups > 1 or len(known.spread) != layer.inputs:
+            return None
+        return known.repeated(place.shape[1] // layer.inputs)
 
     def _in_order(self, found: Mapping[str, Place], bits: Mapping[str, int]) -> Iterator[Rounded]:
         """The weights that one layer reads, each fitted to what the rounded layers before it give."""

@@ -62,7 +62,6 @@ def scaled(model: Model, run: Run, gather: Gather, rounded: Callable[[Array], Ar
         gather: what is asked of the samples.
         rounded: what rows [channels, columns] of a weight become.
     """
-
     seen = seen_by_layers(model, gather)
     copy = model.clone()
     factors = smooth(copy, run, seen, Aim(NAME, _factors, _size, _Error(rounded), ALPHAS, WORTH))
@@ -84,9 +83,8 @@ class _Error:
         large = (w * factor.reshape(groups, 1, -1, 1)).astype(np.float32)
         rows = large.reshape(groups * channels, -1)
         wrong = np.asarray(self.rounded(rows) - rows, np.float64).reshape(groups, channels, -1)
-        known = _inputs(seen, factor)
-        spread, mean = (np.repeat(x, elements).reshape(groups, 1, -1) for x in (known.spread, known.mean))
-        return float(Inputs(spread, mean).error(wrong).sum())
+        known = _inputs(seen, factor).repeated(elements, groups)
+        return float(known.error(wrong).sum())
 
 
 def _inputs(seen: Seen, factor: Doubles) -> Inputs:
