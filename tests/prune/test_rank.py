@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
 
 import graphopt
+from graphopt.activations import Collector
 from graphopt.errors import ParityError
+from graphopt.runtime.moments import Moments
+from graphopt_passes.compress import stage
 from tests.support import compute, ops, serialized
 from tools import models
 
@@ -40,6 +45,32 @@ def test_a_layer_of_low_rank_is_found_and_the_other_left_alone() -> None:
     x = {"x": np.random.default_rng(2).standard_normal((5, 128)).astype(np.float32)}
     for before, after in zip(compute(proto, x), compute(serialized(result.model), x), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4)
+
+
+def test_noise_is_measured_on_samples_that_fitted_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moments of the others are what layers are fitted to."""
+    fitted: list[bytes] = []
+    judged: list[bytes] = []
+    original, gather = stage.sensitivities, Collector.stream
+
+    def spied(*args: Any) -> Any:
+        judged.extend(_bytes(args[-1]))
+        return original(*args)
+
+    def gathered(collector: Collector, model: Any, requests: Any, samples: Any) -> Any:
+        if any(isinstance(request.kind, Moments) for request in requests):
+            fitted.extend(_bytes(samples))
+        return gather(collector, model, requests, samples)
+
+    monkeypatch.setattr(stage, "sensitivities", spied)
+    monkeypatch.setattr(Collector, "stream", gathered)
+    data = {"x": np.random.default_rng(1).standard_normal((40, 128)).astype(np.float32)}
+    graphopt.optimize(low_rank_model(), rank=0.3, data=data, measure=False)
+    assert fitted and judged and not set(fitted) & set(judged)
+
+
+def _bytes(samples: Any) -> list[bytes]:
+    return [sample["x"].numpy().tobytes() for sample in samples]
 
 
 def test_without_data_the_weights_decide() -> None:

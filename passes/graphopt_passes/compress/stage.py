@@ -123,6 +123,11 @@ class _Stage:
         self.refused[name] = PrunedLayer(name, op, self.form.technique, reason=reason)
 
     @cached_property
+    def shares(self) -> Shares:
+        """Samples to fit to, and to judge by; without data there are none."""
+        return Shares.of(self.task)
+
+    @cached_property
     def fitted(self) -> dict[str, Fitted]:
         """The form of each layer that anything is known of."""
         if self.task.options.data is None:
@@ -135,7 +140,7 @@ class _Stage:
         wanted: dict[Request, list[Linear]] = {}
         for layer in self.layers.values():
             wanted.setdefault(self.form.request(layer, arrays), []).append(layer)
-        for part in task.collector.stream(self.teacher.model, wanted, Shares.of(task).fitting):
+        for part in task.collector.stream(self.teacher.model, wanted, self.shares.fitting):
             for request, moments in part.found.items():
                 assert isinstance(moments, Gram)
                 yield from ((layer.name, self.form.fitted(layer, moments)) for layer in wanted[request])
@@ -150,7 +155,8 @@ class _Stage:
         def build(name: str) -> Draft:
             return Draft(self.task, self._build({name: self.fitted[name].sizes[0]})[0], frozenset())
 
-        return sensitivities(self.task, build, list(self.fitted), self._unusable)
+        judging = None if self.task.options.data is None else self.shares.chooser(self.task).samples
+        return sensitivities(self.task, build, list(self.fitted), self._unusable, judging)
 
     def _unusable(self, name: str, reason: str) -> None:
         self._refuse(name, self.layers[name].op, reason)
