@@ -38,7 +38,8 @@ def _sums(layers: Sequence[PrunedLayer]) -> Iterator[str]:
         known = [(before, after) for before, after in pairs if before is not None and after is not None]
         if known:
             before, after = (sum(column) for column in zip(*known, strict=True))
-            yield f"{noun} {units.count(before)} -> {units.count(after)} ({units.change(before, after)})"
+            change = units.change(before, after)
+            yield f"their {noun} {units.count(before)} -> {units.count(after)} ({change})"
 
 
 def cases(report: Report) -> Iterator[Case]:

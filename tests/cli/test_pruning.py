@@ -105,7 +105,9 @@ def test_every_row_has_as_many_cells_as_the_head() -> None:
 
 def test_what_is_left_is_summed_up_and_what_stays_has_its_reason() -> None:
     text = "\n".join(f"{label}: {told}" for label, told in summary.facts(report(RANK, WHOLE), 0))
-    assert "rank: 1 of 2 layers, weights 1.00 k -> 400 (-60 %), MACs 1.00 k -> 400 (-60 %)" in text
+    assert (
+        "rank: 1 of 2 layers, their weights 1.00 k -> 400 (-60 %), their MACs 1.00 k -> 400 (-60 %)" in text
+    )
     assert "not pruned: rank at tail: too thin for rank 16" in text
     assert "91.5 -> 90: what was asked for, at any cost; --max-drop bounds it" in text
 
