@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper, parser
 
 import graphopt
 from graphopt.proof.evaluation import HeldOut
+from graphopt_passes.prune.orders import Orders
 from graphopt_passes.quantize import sensitivity
 from tests.support import compute, serialized
 from tools import models
@@ -37,6 +38,22 @@ def redundant(width: int = 32) -> onnx.ModelProto:
 
 def samples(count: int, seed: int) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(seed).standard_normal((count, 24)).astype(np.float32)}
+
+
+def test_what_goes_beyond_half_of_a_group_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What half of it does to the outputs does not tell."""
+    seen: list[tuple[Orders, bool]] = []
+    original = Orders.reach
+    monkeypatch.setattr(
+        Orders, "reach", lambda self, gone: seen.append((self, original(self, gone))) or seen[-1][1]
+    )
+    graphopt.optimize(redundant(), channels=0.75, data=samples(400, 1), measure=False)
+    orders, reached = seen[-1]
+    [(name, noises)] = orders.noises.items()
+    assert reached and list(noises) == [16, 24], "half of 32 channels, and what was chosen"
+    assert noises[24] > 1e3 * noises[16], "half of them are copies"
+    assert [orders.noise(name, count) for count in (0, 16, 24)] == [0.0, *noises.values()]
+    assert noises[16] < orders.noise(name, 20) < noises[24] < orders.noise(name, 28)
 
 
 def test_channels_that_others_hold_as_well_go_without_loss() -> None:

@@ -1,9 +1,10 @@
 """``--channels``: whole channels removed, those that the rest can make up for, from where it gains most.
 
 1. The groups of channels that can only go together, and what is frozen and why (``axes``).
-2. In each group an order of its units, and what is lost with each (``selection``); once, with half of the
-   units gone, the noise that this makes at the outputs of the model (``orders``).
-3. Widths that kernels like, chosen for all groups together: the least noise for what is gained.
+2. In each group an order of its units, and what is lost with each (``selection``); with half of the units
+   gone, the noise that this makes at the outputs of the model (``orders``).
+3. Widths that kernels like, chosen for all groups together: the least noise for what is gained. Where more
+   than half of a group is to go, the noise of that is measured, too, and widths are chosen again.
 4. A group whose nodes take no less time when it is narrower stays as it is.
 5. All layers behind the first cut are fitted again, in the order of the graph, from what they read now to
    what they gave before (``cutting``).
@@ -32,6 +33,7 @@ from graphopt_passes.prune.widths import widths
 from graphopt_passes.quantize.draft import macs_by_node
 
 TECHNIQUE = "channels"
+_ROUNDS = 4  # of choosing widths, and measuring what was not measured yet
 _STEPS = 30  # halvings of the target until the removed share is met
 Counts = Mapping[str, int]  # units that stay, by group; others keep all
 
@@ -106,7 +108,14 @@ class _Stage:
         return gone / sum(group.width for group in self.groups.values())
 
     def _counts(self, share: float) -> Counts:
-        """Widths with which so large a share goes, or the most that can."""
+        """Widths with which so large a share goes, or the most that can; what they do was measured."""
+        for _ in range(_ROUNDS):
+            counts = self._allocated(share)
+            if self.known.reach({name: self.groups[name].width - one for name, one in counts.items()}):
+                break
+        return counts
+
+    def _allocated(self, share: float) -> Counts:
         choices = self.choices
         if not choices:
             return {}

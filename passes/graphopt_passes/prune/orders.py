@@ -1,9 +1,9 @@
-"""In which order the units of each group of a model go, and what half of them gone does to its outputs."""
+"""In which order the units of each group of a model go, and what it does to outputs that some are gone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,7 @@ from graphopt.runtime.pairs import RowPairs, Shares
 from graphopt.storage.weights import slices
 from graphopt_passes.axes import Group, masked
 from graphopt_passes.prune.network import Network
-from graphopt_passes.prune.readers import Reader, readers
+from graphopt_passes.prune.readers import Columns, Reader, readers
 from graphopt_passes.prune.selection import Order, ordered
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.quantize.sensitivity import sensitivities
@@ -27,55 +27,82 @@ from graphopt_passes.refit.teacher import MOST_COLUMNS, is_seen
 _AT_ONCE = 1 << 22  # numbers of a weight
 
 
-@dataclass(frozen=True)
+@dataclass
 class Orders:
     """What is known of groups, by name.
 
     Attributes:
+        network: they are of.
         orders: of their units.
-        noises: at the outputs of the model, with half of a group's units gone.
-        refused: groups with half of which the model does not run, and why.
+        noises: at the outputs of the model, by how many units of a group alone are gone: half of them first.
+        refused: groups without which the model does not run, and why.
     """
 
-    orders: Mapping[str, Order]
-    noises: Mapping[str, float]
-    refused: Mapping[str, str]
+    network: Network
+    orders: dict[str, Order] = field(default_factory=dict)
+    noises: dict[str, dict[int, float]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, network: Network) -> Orders:
-        """Gather moments, a few groups at a time, and choose."""
-        found: dict[str, Order] = {}
-        halves: dict[str, Model] = {}
-        for names in _batches(network):
+        """Choose the order of each group, and measure half of it."""
+        found = cls(network)
+        found._measure({name: group.width // 2 for name, group in network.groups.items()})
+        return found
+
+    def noise(self, name: str, gone: int) -> float:
+        """The noise with so many units gone.
+
+        Between what was measured, and beyond, it is in the proportion of what the readers lose.
+        """
+        lost, known = self.orders[name].lost, {0: 0.0} | dict(sorted(self.noises[name].items()))
+        most = max(known)
+        if gone > most and lost[most]:
+            return known[most] * float(lost[gone] / lost[most])
+        return float(np.interp(lost[gone], lost[list(known)], list(known.values())))
+
+    def reach(self, gone: Mapping[str, int]) -> bool:
+        """Whether so many units of each group were measured. Where fewer were, these are now.
+
+        The last ones may break much more than what the readers lose tells.
+        """
+        beyond = {name: count for name, count in gone.items() if count > max(self.noises[name])}
+        if beyond:
+            self._measure(beyond)
+        return not beyond
+
+    def _measure(self, gone: Mapping[str, int]) -> None:
+        """Gather moments, a few groups at a time, and run the model without units of each group alone."""
+        models = dict(self._without(gone))
+
+        def build(name: str) -> Draft:
+            return Draft(self.network.task, models[name], frozenset())
+
+        task, held = self.network.task, self.network.held
+        for name, noise in sensitivities(task, build, list(models), self.refused.__setitem__, held).items():
+            known = self.noises.setdefault(name, {})
+            known[gone[name]] = max(noise, *known.values(), 0.0)  # more units do not make less noise
+
+    def _without(self, gone: Mapping[str, int]) -> Iterator[tuple[str, Model]]:
+        network = self.network
+        for names in _batches(network, gone):
             layers = {one.name: one for name in names for one in network.read_by(network.groups[name])}
             seen = network.pairs(network.model, layers.values())
             pairs = {layer.name: found for layer, found in seen}
             for name in names:
-                network.task.progress("choosing channels", len(found), len(network.groups))
+                network.task.progress("choosing channels", len(self.noises), len(network.groups))
                 group = network.groups[name]
-                found[name] = _order(network, group, pairs)
-                halves[name] = _half(network, group, found[name], pairs)
+                if name not in self.orders:
+                    self.orders[name] = _order(network, group, pairs)
+                yield name, _without(network, group, self.orders[name].kept(group.width - gone[name]), pairs)
             del pairs  # before the next are gathered
-        task, refused = network.task, dict[str, str]()
-
-        def build(name: str) -> Draft:
-            return Draft(task, halves[name], frozenset())
-
-        noises = sensitivities(task, build, list(halves), refused.__setitem__, network.held)
-        return cls(found, noises, refused)
-
-    def noise(self, name: str, gone: int) -> float:
-        """The noise with so many units gone: in the proportion of what the readers lose."""
-        order = self.orders[name]
-        half = float(order.lost[len(order.units) // 2])
-        return self.noises[name] * float(order.lost[gone]) / half if half else 0.0
 
 
-def _batches(network: Network) -> Iterator[list[str]]:
+def _batches(network: Network, names: Iterable[str]) -> Iterator[list[str]]:
     """Groups whose readers' moments fit into memory together."""
     batch, size = list[str](), 0
-    for name, group in network.groups.items():
-        need = sum(_need(one) for one in network.read_by(group) if is_seen(one))
+    for name in names:
+        need = sum(_need(one) for one in network.read_by(network.groups[name]) if is_seen(one))
         if batch and size + need > network.task.options.calibration_memory:
             yield batch
             batch, size = [], 0
@@ -111,9 +138,9 @@ def _had_no_state(network: Network, group: Group, layer: Layer) -> bool:
     return isinstance(layer, Recurrent) and makes and watched
 
 
-def _half(network: Network, group: Group, order: Order, pairs: Mapping[str, Shares | RowPairs]) -> Model:
-    """The model with half of a group's units without effect, its readers fitted to that."""
-    kept = {group: order.kept(group.width - group.width // 2)}
+def _without(network: Network, group: Group, units: Columns, pairs: Mapping[str, Shares | RowPairs]) -> Model:
+    """The model with only some units of a group in effect, its readers fitted to that."""
+    kept = {group: units}
     model, run = masked(network.model, kept), network.task.new_run()
     if not network.refits:
         return model
