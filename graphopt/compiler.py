@@ -56,12 +56,12 @@ def optimize(source: Source, output: str | Path | None = None, **options: Any) -
         options: the fields of :class:`Options`.
 
     Raises:
-        UsageError: unknown pass or target, output over the input without ``in_place``.
+        UsageError: unknown option, pass or target, output over the input without ``in_place``.
         InvalidModelError: the input is no valid model.
         DataError: the samples do not fit the model.
         ParityError: no result could be verified.
     """
-    return Compiler(source, Path(output) if output is not None else None, Options(**options)).run()
+    return Compiler(source, Path(output) if output is not None else None, Options.of(options)).run()
 
 
 class Compiler:

@@ -59,7 +59,7 @@ def _pruning(options: Options) -> Iterator[str]:
         yield "--select lasso chooses channels: it needs --channels"
     if not asked & {"channels", "rank", "circulant"}:
         objective = {"--objective": options.objective != "latency"}
-        yield from _needless("--channels, --rank or --circulant", objective)
+        yield from _needless("--channels, --rank, or --circulant of graphopt prune", objective)
     if options.prunes and not options.verify:
         yield from _unjudged(options)
 
@@ -101,12 +101,12 @@ def _useless(why: str, given: Mapping[str, bool]) -> Iterator[str]:
 def _without_precision(options: Options) -> Iterator[str]:
     if options.convert_io:
         yield f"--convert-io needs --precision {' or '.join(HALVES)}"
-    judging = {"--eval": options.eval is not None, "--max-drop": options.max_drop is not None}
-    needless = _ranging(options) | _rounding(options)
+    yield from _needless("--precision", _ranging(options) | _rounding(options))
     if not options.prunes:
-        needless |= _calibrating(options)
-        needless |= judging if options.store is None else {}
-    yield from _needless("--precision", needless)
+        judging = {"--eval": options.eval is not None, "--max-drop": options.max_drop is not None}
+        yield from _needless("--precision, or pruning such as --channels", _calibrating(options))
+        if options.store is None:
+            yield from _needless("--precision, --store, or pruning such as --channels", judging)
     yield from _limits(options)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,10 @@ class Options:
         convert_io: let float inputs and outputs of the model be half, too, with ``fp16`` or ``bf16``.
         store: ``fp16`` or ``bf16``: how weights are stored that the model computes with as float32, after any
             ``precision``; None leaves them as they are.
-        eval: what judges a lower precision: an .npz with an array per input and, for a metric, ``labels``; a
-            folder of samples; ``module:function`` or a function, which gets a callable that runs the model
-            and returns a number, higher is better. None judges by agreement and noise on held-out ``data``.
+        eval: what judges a lower precision: an .npz with an array per input and, for a metric, ``labels``, or
+            the same as a dict of arrays; a folder of samples; ``module:function`` or a function, which gets a
+            callable that runs the model and returns a number, higher is better. None judges by agreement and
+            noise on held-out ``data``.
         max_drop: how much may be lost: ``0.5%`` of the original's metric (or of its decisions, if there is no
             metric), ``0.5`` as an amount of the metric, or ``15dB``: outputs keep this ratio of signal to
             noise; see :class:`graphopt.proof.budget.Budget`.
@@ -116,8 +118,8 @@ class Options:
     precision: str | None = None
     convert_io: bool = False
     store: str | None = None
-    eval: str | Callable[..., Any] | None = None
-    max_drop: str | None = None
+    eval: str | Mapping[str, Any] | Callable[..., Any] | None = None
+    max_drop: str | float | None = None
     block_size: int | None = None
     rounding: str = "auto"
     ranges: str = "auto"
@@ -126,6 +128,21 @@ class Options:
     calibration: Path | None = None
     calibration_limit: int | None = None
     progress: Progress = field(default=silent, repr=False)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Options by name.
+
+        Raises:
+            UsageError: there is none of such a name, or they do not go together.
+        """
+        names = [one.name for one in fields(cls)]
+        for name in given:
+            if name not in names:
+                near = get_close_matches(name, names, 1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(names)}"
+                raise UsageError(f"unknown option '{name}'{hint}")
+        return cls(**given)
 
     def __post_init__(self) -> None:
         if self.replay is not None and self.passes is not None:
@@ -169,7 +186,7 @@ class Options:
         Raises:
             UsageError: ``max_drop`` is no percentage, amount, or ratio of signal to noise.
         """
-        return Budget.parse(self.max_drop if self.max_drop is not None else DEFAULT_DROP)
+        return Budget.parse(str(self.max_drop) if self.max_drop is not None else DEFAULT_DROP)
 
     def plan(self) -> tuple[Pipeline, frozenset[Rewrite] | None]:
         """The passes to run, and when replaying the only rewrites that they may make.

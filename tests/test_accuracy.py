@@ -12,6 +12,7 @@ import onnx.parser
 import onnxruntime as ort
 import pytest
 
+import graphopt
 from graphopt.errors import DataError, UsageError, WorkerError
 from graphopt.model import Model
 from graphopt.proof.accuracy import OutputScore, Score, Tally
@@ -214,10 +215,12 @@ def test_other_labels_stay_what_they_are(rows):
 
 def test_labels_that_the_original_misses_judge_nothing():
     labels = Labels(np.tile(np.arange(10), 20), 200, "test.npz")
-    chance = np.arange(200) % 10 == 0
-    labels.check(chance)
-    with pytest.raises(DataError, match="the original gives 1 of the 200 labels, fewer than guesses would"):
-        labels.check(np.arange(200) == 7)
+    labels.check(np.arange(200) % 7 == 0)
+    for hits in (np.arange(200) == 7, np.arange(200) % 10 == 0):  # missed on purpose, and shuffled
+        told = f"the original gives {hits.sum()} of the 200 labels, no more than guesses would"
+        with pytest.raises(DataError, match=told):
+            labels.check(hits)
+    Labels(np.arange(30) % 3, 30, "test.npz").check(np.arange(30) % 3 == 0)  # too few to tell
     Labels(np.array([1, 2, 3]), 3, "test.npz").check(np.zeros(3))  # three labels may well be missed
     Labels(np.full(90, 4), 90, "test.npz").check(np.zeros(90))  # who knows of one class only cannot guess
     Labels(np.array([0.5]), 1, "test.npz").check(np.zeros(1))  # no error at all is the best of targets
@@ -510,6 +513,33 @@ def test_labels_of_something_else_are_refused(worker, test_set):
     judge = HeldOut(worker, CNN, division.evaluation, division.metric, threads=1)
     with pytest.raises(DataError, match="gives 0 of the 60 labels"):
         judge.score(MLP)
+
+
+def test_arrays_judge_as_their_file_does(test_set):
+    with np.load(test_set / "test.npz") as arrays:
+        given = dict(arrays)
+    scores = []
+    for evaluation in (str(test_set / "test.npz"), given):
+        result = graphopt.optimize(
+            MLP, precision="int8-weights", eval=evaluation, max_drop=0.5, measure=False, threads=1
+        )
+        scores.append(result.report.accuracy.after)
+        assert result.report.accuracy.budget == "0.5"
+    assert scores[0] == scores[1] and scores[0].rows == 60
+    result.report.to_dict()
+
+
+def test_arrays_that_do_not_fit_are_told_apart_from_data(test_set):
+    with pytest.raises(DataError, match=r"eval: .*images"):
+        graphopt.optimize(MLP, precision="int8-weights", eval={"images": np.zeros((3, 1, 28, 28))})
+    for evaluation in ([np.zeros(3)], 3):
+        with pytest.raises(UsageError, match="no such --eval"):
+            graphopt.optimize(MLP, precision="int8-weights", eval=evaluation)
+
+
+def test_unknown_options_are_told():
+    with pytest.raises(UsageError, match="unknown option 'chanels'; did you mean 'channels'"):
+        graphopt.optimize(MLP, chanels=0.3)
 
 
 def test_what_fits_the_bound_is_computed_once(test_set):

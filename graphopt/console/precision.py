@@ -136,7 +136,8 @@ def _accuracy(found: AccuracyReport) -> Iterator[Fact]:
     bound = "" if found.budget == UNBOUNDED else f" within {found.budget}"
     yield "accuracy", within if found.achieved else f"not achieved{bound}: {found.reason}"
     after = found.after
-    parts = [*_metric(found)]
+    parts = [] if found.achieved else ["the closest that was tried"]
+    parts += _metric(found)
     if after.lost is not None and after.gained is not None:
         parts += [f"{after.lost:,} lost and {after.gained:,} gained of {after.rows:,} labels"]
     if after.metric_error is not None:

@@ -8,7 +8,7 @@ into calibration.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from graphopt.progress import Progress, silent
 from graphopt.proof.digests import Digest, chosen, digests
 from graphopt.proof.labels import Labels
 from graphopt.proof.usermetric import UserMetric
+from graphopt.samples import memory
 from graphopt.samples.inputs import InputSpec
 from graphopt.samples.sampling import Samples, Source, given
 from graphopt.samples.userdata import LABELS, load_function, reader
@@ -29,7 +30,8 @@ HELD_OUT_EVERY = 4
 MOST_HELD_OUT = 128
 SYNTHETIC_COUNT = 64
 _SHOWN = 3
-Evaluation = str | Path | Callable[..., Any] | None
+Evaluation = str | Path | Mapping[str, Any] | Callable[..., Any] | None
+_ARRAYS = "eval"
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def divide(
 
     Args:
         samples: those of ``--data``, all of them; the same on every iteration.
-        evaluation: ``--eval``: an .npz file with an array per input and, for a metric, ``labels``; a folder
-            of samples; ``module:function``, or a function. Without a file or folder every fourth of
-            ``samples`` is held out, at most 128.
+        evaluation: ``--eval``: an .npz file with an array per input and, for a metric, ``labels``, or a dict
+            of such arrays; a folder of samples; ``module:function``, or a function. With a function, or
+            nothing, every fourth of ``samples`` is held out, at most 128.
         specs: the model's inputs.
         calibrate: False uses all of ``samples`` to judge if ``evaluation`` gives none.
         progress: told how many samples were looked at.
@@ -94,7 +96,12 @@ def divide(
         DataError: a sample does not fit the model, is in both sets, or there are too few.
     """
     if isinstance(evaluation, str | Path) and Path(evaluation).exists():
-        return _from_files(samples, Path(evaluation), specs, calibrate, progress)
+        path = Path(evaluation)
+        read = Samples(str(path), reader(str(path), specs))
+        return _apart(samples, read, lambda count: _labels(path, count, specs), calibrate, progress)
+    if isinstance(evaluation, Mapping):
+        held = Samples(_ARRAYS, memory.reader(evaluation, specs, _ARRAYS))
+        return _apart(samples, held, lambda count: _given(evaluation, count, specs), calibrate, progress)
     metric = None if evaluation is None else _function(evaluation, specs)
     known = digests(samples, progress)
     judges = _judges(known, samples.source) if calibrate else [True] * len(known)
@@ -106,16 +113,20 @@ def divide(
     return Division(calibration, counts[0], judging, counts[1], metric, evidence)
 
 
-def _from_files(
-    samples: Samples, path: Path, specs: Sequence[InputSpec], calibrate: bool, progress: Progress
+def _apart(
+    samples: Samples,
+    judging: Samples,
+    labels_of: Callable[[int], Labels | None],
+    calibrate: bool,
+    progress: Progress,
 ) -> Division:
-    judging = Samples(str(path), reader(str(path), specs))
+    """Samples of their own judge."""
     judged = digests(judging, progress)
-    labels = _labels(path, len(judged), specs)
+    labels = labels_of(len(judged))
     known = digests(samples, progress) if calibrate else []
     if calibrate and not known:
         raise DataError(f"{samples.source} holds no sample to calibrate on")
-    _refuse_overlap(samples.source, known, str(path), judged)
+    _refuse_overlap(samples.source, known, judging.source, judged)
     evidence = judging.describe(len(judged)) + (", none of which calibrated" if calibrate else "")
     return Division(
         chosen(samples, known) if calibrate else Samples(samples.source, lambda: iter(())),
@@ -125,6 +136,13 @@ def _from_files(
         labels,
         evidence,
     )
+
+
+def _given(arrays: Mapping[str, Any], count: int, specs: Sequence[InputSpec]) -> Labels | None:
+    """The labels of ``count`` samples in memory."""
+    if LABELS not in arrays or any(spec.name == LABELS for spec in specs):
+        return None
+    return Labels.read(np.asarray(arrays[LABELS]), count, _ARRAYS)
 
 
 def _labels(path: Path, count: int, specs: Sequence[InputSpec]) -> Labels | None:
@@ -142,8 +160,10 @@ def _function(evaluation: str | Path | Callable[..., Any], specs: Sequence[Input
     if callable(evaluation):
         return UserMetric(evaluation, getattr(evaluation, "__qualname__", repr(evaluation)), specs)
     module, separator, name = str(evaluation).partition(":")
-    if not separator or "/" in module:
-        raise UsageError(f"no such --eval: {evaluation} (an .npz file, a folder, or package.module:function)")
+    if not isinstance(evaluation, str | Path) or not separator or "/" in module:
+        told = evaluation if isinstance(evaluation, str | Path) else type(evaluation).__name__
+        kinds = "an .npz file, a folder, package.module:function, or in Python a dict of arrays"
+        raise UsageError(f"no such --eval: {told} ({kinds})")
     return UserMetric(load_function(module, name), str(evaluation), specs)
 
 

@@ -21,6 +21,8 @@ from graphopt.runtime.values import Tensor, Value
 Array = NDArray[Any]
 
 _BY_CHANCE = 0.01
+_NO_BETTER = 0.9
+_ENOUGH = 50  # labels, to tell who knows something from who guesses
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,22 @@ class Labels:
         return float(np.mean(merits, dtype=np.float64)) * (100 if self.are_classes else 1)
 
     def check(self, merits: Array) -> None:
-        """Refuse to judge by labels that the original misses more often than who guesses would.
+        """Refuse to judge by labels of which the original knows no more than who guesses.
 
         They are in another order, or count from 1, and hardly anything could be lost.
 
         Raises:
-            DataError: so few of its guesses would be right in less than one of a hundred times.
+            DataError: guesses would give more in 99 of a hundred cases, or with 50 labels in one of ten.
         """
         if not self.are_classes:
             return
         from scipy.special import bdtr  # the binomial distribution; takes a while to import
 
         hits, count, kinds = int(merits.sum()), merits.size, len(np.unique(self.values[self.values >= 0]))
-        if kinds > 1 and bdtr(hits, count, 1 / kinds) < _BY_CHANCE:
+        least = _NO_BETTER if count >= _ENOUGH else _BY_CHANCE
+        if kinds > 1 and bdtr(hits, count, 1 / kinds) < least:
             raise DataError(
-                f"{self.source}: the original gives {hits:,} of the {count:,} labels, fewer than guesses"
+                f"{self.source}: the original gives {hits:,} of the {count:,} labels, no more than guesses"
                 " would; labels are numbers of classes from 0, in the order of the samples"
             )
 

@@ -182,9 +182,14 @@ class _Stage:
         rows = [self._row(name, count, numbers, macs, times) for name, count in counts.items()]
         gone = sum(self.groups[name].width - count for name, count in counts.items())
         whole = sum(group.width for group in self.groups.values())
-        saved = f"{1 - self._left(counts):.0%} of the {self.costs.unit}"
-        told = f"{gone:,} of {whole:,} channels that can be, about {saved}"
+        told = f"{gone:,} of {whole:,} channels that can be, {self._saved(counts, times)}"
         return Attempt(model, share, (*rows, *self._refusals(counts)), told, self.network.notes)
+
+    def _saved(self, counts: Counts, times: Times | None) -> str:
+        """What that saves of the objective: of time what was profiled, else what is computed."""
+        if self.costs.unit == "time" and times is not None and self.costs.times is not None:
+            return f"{1 - times.whole_share(self.costs.times):.0%} of the time of all nodes"
+        return f"about {1 - self._left(counts):.0%} of the {self.costs.unit}"
 
     def _row(
         self,

@@ -43,6 +43,10 @@ class Times:
         ]
         return sum(found) / len(found)
 
+    def whole_share(self, whole: Times) -> float:
+        """What all nodes take of the time of a whole model, the mean over all workloads."""
+        return self.share({name for one in self.workloads for name in one}, whole)
+
 
 @dataclass(frozen=True)
 class Costs:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from graphopt.model import Model
-from graphopt.precision import Outcome, Task
+from graphopt.precision import Outcome, Task, Trial
 from graphopt.report import PrunedLayer
 from graphopt_passes.quantize.draft import Draft
 from graphopt_passes.weights.judging import Verdict, judged
@@ -96,21 +96,28 @@ def _timed(task: Task, found: _Tried, limit: str, *, saves_time: bool) -> Outcom
     """The outcome of what keeps the budget, once it is measured."""
     attempt, verdict = found.attempt, found.verdict
     assert attempt.model is not None
-    if not verdict.unknown and (slow := _too_slow(task, attempt.model, saves_time=saves_time)):
+    trial = None if verdict.unknown else _trial(task, attempt.model)
+    if trial is not None and (slow := _too_slow(trial, saves_time=saves_time)):
         return Outcome(None, slow, verdict.score, pruned=attempt.layers)
     told = f"removed {attempt.told}{f', {limit}' if limit else ''}"
-    notes = (told, *attempt.notes, *verdict.notes, *_blind(task))
+    gained = [] if trial is None or not saves_time else [f"by this alone: {trial.summary()}"]
+    notes = (told, *gained, *attempt.notes, *verdict.notes, *_blind(task))
     return Outcome(attempt.model, verdict.reason, verdict.score, notes=notes, pruned=attempt.layers)
 
 
-def _too_slow(task: Task, model: Model, *, saves_time: bool) -> str:
-    """Why the times of a model speak against it; empty if they do not, or are not known."""
+def _trial(task: Task, model: Model) -> Trial | None:
+    """A model beside what it was made from; None if nothing can be measured here."""
     if not task.measured:
-        return ""
+        return None
     task.progress("measuring")
     draft = Draft(task, model, frozenset())
     trial = task.compare(task.float_path, draft.path)
     draft.discard()
+    return trial
+
+
+def _too_slow(trial: Trial, *, saves_time: bool) -> str:
+    """Why its times speak against a model; empty if they do not."""
     if any(one.verdict == "slower" for one in trial.comparisons):
         return f"it is slower: {trial.summary()}"
     if saves_time and not trial.pays:
