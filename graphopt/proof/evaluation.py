@@ -40,8 +40,8 @@ class Evaluator(Protocol):
 
         Raises:
             WorkerError: the model does not run.
-            DataError: the original does not run on a sample, or misses the labels more often than guesses
-                would, or the user's function fails.
+            DataError: the original does not run on a sample, or gives no more labels than guesses would, or
+                the user's function fails.
         """
 
 
@@ -79,8 +79,8 @@ class HeldOut:
 
         Raises:
             WorkerError: the model does not run.
-            DataError: the original does not run on a sample, or misses the labels more often than guesses
-                would, or the user's function fails.
+            DataError: the original does not run on a sample, or gives no more labels than guesses would, or
+                the user's function fails.
         """
         reference, expected = self._original
         with self.worker.opened(model, self.target, self.threads) as session:

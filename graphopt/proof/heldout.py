@@ -101,7 +101,9 @@ def divide(
         return _apart(samples, read, lambda count: _labels(path, count, specs), calibrate, progress)
     if isinstance(evaluation, Mapping):
         held = Samples(_ARRAYS, memory.reader(evaluation, specs, _ARRAYS))
-        return _apart(samples, held, lambda count: _given(evaluation, count, specs), calibrate, progress)
+        return _apart(
+            samples, held, lambda count: _given(evaluation, count, _ARRAYS, specs), calibrate, progress
+        )
     metric = None if evaluation is None else _function(evaluation, specs)
     known = digests(samples, progress)
     judges = _judges(known, samples.source) if calibrate else [True] * len(known)
@@ -138,20 +140,20 @@ def _apart(
     )
 
 
-def _given(arrays: Mapping[str, Any], count: int, specs: Sequence[InputSpec]) -> Labels | None:
-    """The labels of ``count`` samples in memory."""
+def _given(arrays: Mapping[str, Any], count: int, source: str, specs: Sequence[InputSpec]) -> Labels | None:
+    """The labels of ``count`` samples among arrays; one that is an input of the model is none."""
     if LABELS not in arrays or any(spec.name == LABELS for spec in specs):
         return None
-    return Labels.read(np.asarray(arrays[LABELS]), count, _ARRAYS)
+    return Labels.read(np.asarray(arrays[LABELS]), count, source)
 
 
 def _labels(path: Path, count: int, specs: Sequence[InputSpec]) -> Labels | None:
-    """The labels of ``count`` samples in a file; one that is an input of the model is none."""
-    if not path.is_file() or any(spec.name == LABELS for spec in specs):
+    """The labels of ``count`` samples in a file, if it is one."""
+    if not path.is_file():
         return None
     try:
         with np.load(path) as arrays:
-            return Labels.read(arrays[LABELS], count, str(path)) if LABELS in arrays else None
+            return _given(arrays, count, str(path), specs)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: the array '{LABELS}' cannot be read: {error}") from None
 

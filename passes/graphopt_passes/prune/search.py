@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from graphopt.model import Model
 from graphopt.precision import Outcome, Task, Trial
 from graphopt.report import PrunedLayer
-from graphopt_passes.quantize.draft import Draft
-from graphopt_passes.weights.judging import Verdict, judged
+from graphopt_passes.weights.judging import Verdict, judged, timed
 
 _GRAIN = 0.01  # of a share, which nobody misses
 STEPS = 5  # halvings of the share between what keeps the budget and what does not
@@ -96,24 +95,13 @@ def _timed(task: Task, found: _Tried, limit: str, *, saves_time: bool) -> Outcom
     """The outcome of what keeps the budget, once it is measured."""
     attempt, verdict = found.attempt, found.verdict
     assert attempt.model is not None
-    trial = None if verdict.unknown else _trial(task, attempt.model)
+    trial = None if verdict.unknown else timed(task, attempt.model)
     if trial is not None and (slow := _too_slow(trial, saves_time=saves_time)):
         return Outcome(None, slow, verdict.score, pruned=attempt.layers)
     told = f"removed {attempt.told}{f', {limit}' if limit else ''}"
     gained = [] if trial is None or not saves_time else [f"by this alone: {trial.summary()}"]
     notes = (told, *gained, *attempt.notes, *verdict.notes, *_blind(task))
     return Outcome(attempt.model, verdict.reason, verdict.score, notes=notes, pruned=attempt.layers)
-
-
-def _trial(task: Task, model: Model) -> Trial | None:
-    """A model beside what it was made from; None if nothing can be measured here."""
-    if not task.measured:
-        return None
-    task.progress("measuring")
-    draft = Draft(task, model, frozenset())
-    trial = task.compare(task.float_path, draft.path)
-    draft.discard()
-    return trial
 
 
 def _too_slow(trial: Trial, *, saves_time: bool) -> str:

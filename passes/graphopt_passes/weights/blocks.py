@@ -267,11 +267,12 @@ def prefers_zeros(w: Array, bits: int, block: int) -> bool:
     return errors[1] < _WORTH * errors[0]
 
 
-def nearest(  # noqa: PLR0913, PLR0917 - what a grid depends on
+def nearest(  # noqa: PLR0913 - what a grid depends on
     w: Array,
     bits: int,
     block: int,
     clips: tuple[float, ...] = WHOLE,
+    *,
     symmetric: bool | None = None,
     inputs: Inputs | None = None,
 ) -> Blocked:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from graphopt.errors import WorkerError
 from graphopt.model import Model
-from graphopt.precision import Task
+from graphopt.precision import Task, Trial
 from graphopt.proof.accuracy import Score
 from graphopt_passes.quantize.draft import Draft
 
@@ -54,11 +54,18 @@ def judged(task: Task, model: Model) -> Verdict:
         draft.discard()
 
 
-def slower(task: Task, model: Model) -> str:
-    """Measurements, if they say that a model is slower than the exact result on some workload; else empty."""
+def timed(task: Task, model: Model) -> Trial | None:
+    """A model beside what the stage was given, on all workloads; None if nothing can be measured here."""
     if not task.measured:
-        return ""
+        return None
+    task.progress("measuring")
     draft = Draft(task, model, frozenset())
     trial = task.compare(task.float_path, draft.path)
     draft.discard()
-    return trial.summary() if trial.slower else ""
+    return trial
+
+
+def slower(task: Task, model: Model) -> str:
+    """Measurements, if they say that a model is slower than the exact result on some workload; else empty."""
+    trial = timed(task, model)
+    return trial.summary() if trial is not None and trial.slower else ""
