@@ -7,22 +7,44 @@ put behind the teacher's, under other names; inputs and tensors that both hold e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.model import Model
 
 
-def side_by_side(teacher: Model, student: Model) -> tuple[Model, str]:
-    """One model with the nodes of both; its outputs are the teacher's.
+@dataclass(frozen=True)
+class Joint:
+    """Teacher and student as one model.
+
+    Attributes:
+        model: with the nodes of both; its outputs are the teacher's.
+        teacher: the original.
+        prefix: stands before the student's names in the model.
+        inputs: the names of what both read.
+    """
+
+    model: Model
+    teacher: Model
+    prefix: str
+    inputs: frozenset[str]
+
+    def students(self, name: str) -> str:
+        """The name in the model of a value of the student."""
+        return name if name in self.inputs else self.prefix + name
+
+
+def side_by_side(teacher: Model, student: Model) -> Joint:
+    """Both as one model.
 
     Args:
         teacher, student: are not changed. Their inputs are the same, in this order, and so are their opsets
-            and functions; the student descends from the teacher.
-
-    Returns:
-        The model, and what stands before the student's names in it.
+            and functions; the student descends from the teacher. If it is the teacher, one runs for both.
     """
+    if student is teacher:
+        return Joint(teacher.clone(), teacher, "", frozenset())
     joint, twin = teacher.clone(), student.clone()
     prefix = _free_prefix(joint.ir, twin.ir)
     _share_inputs(joint.ir.graph, twin.ir.graph)
@@ -32,7 +54,8 @@ def side_by_side(teacher: Model, student: Model) -> tuple[Model, str]:
     twin.ir.graph.outputs.clear()
     twin.ir.graph.remove(nodes)
     joint.ir.graph.extend(nodes)
-    return Model(joint.ir, teacher.path, teacher.data_files | student.data_files), prefix
+    model = Model(joint.ir, teacher.path, teacher.data_files | student.data_files)
+    return Joint(model, teacher, prefix, frozenset(value.name or "" for value in teacher.ir.graph.inputs))
 
 
 def _free_prefix(*models: ir.Model) -> str:

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 import graphopt
 from graphopt.activations import Collector
+from graphopt.joint import side_by_side
 from graphopt.model import Model
 from graphopt.runtime.pairs import Shares
 from graphopt.runtime.worker import Worker
@@ -68,7 +69,7 @@ def samples(time: int = 6) -> list[Weights]:
 
 def sums_of(proto: onnx.ModelProto, worker: Worker, data: list[Weights]) -> dict[str, Shares]:
     model = Model.of(proto)
-    found = moments(Collector(worker), model, model, fittable(model).values(), data)
+    found = moments(Collector(worker), side_by_side(model, model), fittable(model).values(), data)
     return {layer.name: shares for layer, shares in found}
 
 

@@ -66,10 +66,10 @@ def test_both_run_in_one_model(worker: Worker) -> None:
     proto = build()
     teacher = Model.of(proto)
     student = shaken(teacher, worker, "p")
-    joint, prefix = side_by_side(teacher, student)
-    named = {value.name: value for node in joint.ir.graph for value in node.outputs}
-    joint.ir.graph.outputs.append(named[f"{prefix}y"])
-    both = serialized(joint)
+    joint = side_by_side(teacher, student)
+    named = {value.name: value for node in joint.model.ir.graph for value in node.outputs}
+    joint.model.ir.graph.outputs.append(named[joint.students("y")])
+    both = serialized(joint.model)
     onnx.checker.check_model(both)
     assert len(both.graph.initializer) == len(proto.graph.initializer) + 1  # all but one are shared
     for feeds in samples(4):
@@ -82,7 +82,9 @@ def test_a_student_that_is_its_teacher_has_no_error(worker: Worker) -> None:
     model = Model.of(build())
     found = dict(
         (layer.name, (layer, pairs))
-        for layer, pairs in moments(Collector(worker, threads=1), model, model, layers_of(model), samples())
+        for layer, pairs in moments(
+            Collector(worker, threads=1), side_by_side(model, model), layers_of(model), samples()
+        )
     )
     assert list(found) == ["p", "r", "s", "e"]
     for layer, pairs in found.values():
@@ -97,7 +99,9 @@ def test_a_layer_makes_up_for_those_before_it(seed: int, worker: Worker) -> None
     teacher = Model.of(build(seed))
     student = shaken(teacher, worker, "r", seed)
     layer = next(one for one in layers_of(student) if one.name == "s")
-    ((_, pairs),) = moments(Collector(worker, threads=1), teacher, student, [layer], samples(48))
+    ((_, pairs),) = moments(
+        Collector(worker, threads=1), side_by_side(teacher, student), [layer], samples(48)
+    )
     fit = Problem.of(pairs.fit, layer.fit(), shifts=True).dense(1e-3)
     assert fit.relative_error(pairs.held) < 0.5 * layer.fit().relative_error(pairs.held)
 

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 import graphopt
 from graphopt.activations import Collector
+from graphopt.joint import side_by_side
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.runtime.steps import Steps
@@ -134,7 +135,7 @@ def test_targets_are_sums_over_what_the_layer_multiplies(kind: str, direction: s
     proto, data = recurrent(kind, direction), samples(8)
     model = Model.of(proto)
     (layer,) = recurrent_layers(model)
-    ((_, found),) = moments(Collector(worker), model, model, [layer], data)
+    ((_, found),) = moments(Collector(worker), side_by_side(model, model), [layer], data)
     steps = layer.steps(0)
     fitted = [one for index, one in enumerate(data) if index % 4 != 3]
     rows = np.concatenate([steps.read(one["x"], states(proto, one), 0)[0] for one in fitted], axis=1)
@@ -151,7 +152,7 @@ def gathered(layer_of: onnx.ModelProto, data: list[dict[str, np.ndarray]], worke
     """The recurrent layer with its sums."""
     model = Model.of(layer_of)
     (layer,) = recurrent_layers(model)
-    ((_, found),) = moments(Collector(worker), model, model, [layer], data)
+    ((_, found),) = moments(Collector(worker), side_by_side(model, model), [layer], data)
     return layer, found
 
 

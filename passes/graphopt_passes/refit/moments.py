@@ -12,8 +12,7 @@ from operator import length_hint
 from typing import Any
 
 from graphopt.activations import Collector, Request
-from graphopt.joint import side_by_side
-from graphopt.model import Model
+from graphopt.joint import Joint
 from graphopt.runtime.pairs import Paired, PairedRows, Pairs, RowPairs, Shares, Sums
 from graphopt.runtime.steps import Steps
 from graphopt_passes.quantize.consumers import moments_of
@@ -36,17 +35,15 @@ _ROWS_PER_COLUMN = 16
 
 def moments(
     collector: Collector,
-    teacher: Model,
-    student: Model,
-    layers: Iterable[Layer],
+    joint: Joint,
+    layers: Iterable[AnyLayer],
     samples: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[Layer, Shares]]:
+) -> Iterator[tuple[AnyLayer, Shares]]:
     """Sums for some layers of the student, as they come in; layers that nothing is known of do not come.
 
     Args:
         collector: bounds the memory, and runs the samples once for all layers that fit into it.
-        teacher: the original; it gives values of the same names.
-        student: not changed.
+        joint: of a student, and the original, which gives values of the same names; it is not changed.
         layers: of the student.
         samples: are iterated several times.
 
@@ -55,7 +52,7 @@ def moments(
     """
     kinds = [(layer, _sums(layer, length_hint(samples) or 1)) for layer in layers]
     # By map, since no frame may hold what came last while the next is gathered.
-    yield from map(_no_rows, _gathered(collector, teacher, student, kinds, samples))
+    yield from map(_no_rows, _gathered(collector, joint, kinds, samples))
 
 
 @dataclass(frozen=True)
@@ -79,14 +76,13 @@ class RowsAbove:
     def __call__(
         self,
         collector: Collector,
-        teacher: Model,
-        student: Model,
+        joint: Joint,
         layers: Iterable[Layer],
         samples: Iterable[Mapping[str, Any]],
     ) -> Iterator[tuple[Layer, Shares | RowPairs]]:
         """Gather."""
         kinds = [(layer, self._kind(layer, length_hint(samples) or 1)) for layer in layers]
-        yield from _gathered(collector, teacher, student, kinds, samples)
+        yield from _gathered(collector, joint, kinds, samples)
 
     def _kind(self, layer: Layer, samples: int) -> Paired | PairedRows | Steps:
         """What to gather for a layer from so many samples."""
@@ -97,20 +93,14 @@ class RowsAbove:
 
 def _gathered(
     collector: Collector,
-    teacher: Model,
-    student: Model,
+    joint: Joint,
     kinds: Iterable[tuple[AnyLayer, Paired | PairedRows | Steps]],
     samples: Iterable[Mapping[str, Any]],
 ) -> Iterator[tuple[AnyLayer, Shares | RowPairs]]:
     """What a layer is to give is gathered, too; of a recurrent one it follows from the teacher's weights."""
-    joint, prefix = side_by_side(teacher, student)
-    inputs = {value.name for value in student.ir.graph.inputs}
-    recurrent = {one.name: one for one in recurrent_layers(teacher)}
-    wanted: dict[Request, AnyLayer] = {}
-    for layer, kind in kinds:
-        read = layer.source if layer.source in inputs else prefix + layer.source
-        wanted[Request(read, kind, layer.name)] = layer
-    for statistics in collector.stream(joint, wanted, samples):
+    recurrent = {one.name: one for one in recurrent_layers(joint.teacher)}
+    wanted = {Request(joint.students(one.source), kind, one.name): one for one, kind in kinds}
+    for statistics in collector.stream(joint.model, wanted, samples):
         for request in list(statistics.found):  # none is kept once it is used
             layer = wanted[request]
             yield layer, _for_layer(statistics.found.pop(request), recurrent.get(layer.name))
@@ -124,7 +114,7 @@ def _for_layer(found: Any, teacher: Recurrent | None) -> Shares | RowPairs:
     return _Targets.of(teacher, found)
 
 
-def _no_rows(found: tuple[Layer, Shares | RowPairs]) -> tuple[Layer, Shares]:
+def _no_rows(found: tuple[AnyLayer, Shares | RowPairs]) -> tuple[AnyLayer, Shares]:
     layer, pairs = found
     assert not isinstance(pairs, RowPairs)
     return layer, pairs

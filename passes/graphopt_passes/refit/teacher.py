@@ -6,14 +6,13 @@ Layers behind a change are fitted one after the other, in the order of the graph
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
 
 import onnx_ir as ir
 
-from graphopt.activations import Collector
+from graphopt.joint import side_by_side
 from graphopt.model import Model
 from graphopt.pipeline import Run
 from graphopt.precision import Task
@@ -28,7 +27,7 @@ from graphopt_passes.refit.linear import Linear, linear_layers
 from graphopt_passes.refit.moments import HELD_EVERY, RowsAbove
 from graphopt_passes.refit.recurrent import AnyLayer, Layer, fittable
 from graphopt_passes.refit.solve import Fit
-from graphopt_passes.refit.waves import waves
+from graphopt_passes.refit.walk import Found, Gather, Walk
 
 MOST_COLUMNS = 4608
 """Of a layer that is fitted by its moments, which take 170 MB; wider ones are by rows."""
@@ -37,12 +36,6 @@ MOST_SAMPLES = 2048
 """A layer that is read once per sample has as many rows."""
 
 _BATCH = 32
-
-Found = TypeVar("Found")
-Gather = Callable[
-    [Collector, Model, Model, Iterable[AnyLayer], Iterable[Mapping[str, Any]]],
-    Iterator[tuple[AnyLayer, Found]],
-]
 
 
 @dataclass(frozen=True)
@@ -129,25 +122,15 @@ class Teacher:
         seen = [layer for layer in layers if is_seen(layer)]
         if seen and self.samples:
             gather = RowsAbove(MOST_COLUMNS)
-            yield from gather(self.task.collector, self.model, student, seen, self.samples)
+            yield from gather(self.task.collector, side_by_side(self.model, student), seen, self.samples)
 
     def in_order(
         self, student: Model, layers: Sequence[AnyLayer], gather: Gather[AnyLayer, Found]
     ) -> Iterator[tuple[AnyLayer, Found]]:
-        """Layers of a student with what was gathered for each, those that others read first.
-
-        Write each before the next is asked for: what is gathered behind it depends on it. What was gathered
-        should be gone by then, too.
-
-        Args:
-            student: has outputs of the same names for all of these layers.
-            layers: in the order of its graph.
-            gather: as :func:`.moments`.
-        """
-        steps = waves(student, layers) if self.samples else []
-        for done, wave in enumerate(steps):
-            self.task.progress("fitting layers", done, len(steps))
-            yield from gather(self.task.collector, self.model, student, wave, self.samples)
+        """Layers of a student with what was gathered for each; see :meth:`.Walk.through`."""
+        if self.samples:
+            walk = Walk(self.task.collector, self.model, self.samples, self.task.progress)
+            yield from walk.through(student, layers, gather)
 
     def fit_behind(self, student: Model, run: Run, columns: Mapping[str, Kept | None]) -> dict[str, Fitted]:
         """Fit a student's layers in place, from the first that was changed on, from what they read now.

@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from graphopt.joint import side_by_side
 from graphopt.legacy import as_ir4
 from graphopt.model import Model
 from graphopt.pipeline import Run
@@ -150,7 +151,7 @@ class Sparsifier:
                 yield name, errors, self._variant(name, unfitted(layer, pattern).fit)
             return
         whole = self.teacher.model
-        found = RowsAbove()(self.task.collector, whole, whole, self.layers.values(), samples)
+        found = RowsAbove()(self.task.collector, side_by_side(whole, whole), self.layers.values(), samples)
         for layer, pairs in found:
             errors = {} if self.amount.group else curve(self._fitter, layer, pairs)
             yield layer.name, errors, self._variant(layer.name, self._fitter.rough(layer, pairs, pattern))

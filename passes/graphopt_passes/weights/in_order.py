@@ -28,7 +28,7 @@ from graphopt_passes.quantize.rounding import damped
 from graphopt_passes.refit.linear import Linear, layers_of
 from graphopt_passes.refit.moments import MOST_COLUMNS, moments
 from graphopt_passes.refit.solve import Problem
-from graphopt_passes.refit.waves import waves
+from graphopt_passes.refit.walk import Walk
 from graphopt_passes.weights.blocks import Blocked
 
 RIDGE = 0.1  # λ as a part of the mean of the diagonal: samples do not show everything
@@ -56,17 +56,16 @@ def fitted_in_order(
     student = model.clone()
     names = {name: g.input_name(layer.node, 1) for name, layer in layers_of(student).items()}
     layers = [one for one in layers_of(student).values() if names[one.name] in fits and _is_small(one)]
-    for wave in waves(student, layers):
-        for layer, pairs in list(moments(collector, model, student, wave, samples)):
-            before, name = layer.fit(), names[layer.name]
-            problem = Problem.of(pairs.fit + pairs.held, before, shifts=layer.can_shift)
-            try:
-                found = fits[name](name, made_up(problem), problem.h[0])
-            except ValueError:
-                continue
-            after = problem.with_bias(found.real()[None].astype(np.float64))
-            layer.write(student, run, after)
-            yield name, found, (after.bias - before.bias)[0] if layer.can_shift else None
+    for layer, pairs in Walk(collector, model, samples).through(student, layers, moments):
+        before, name = layer.fit(), names[layer.name]
+        problem = Problem.of(pairs.fit + pairs.held, before, shifts=layer.can_shift)
+        try:
+            found = fits[name](name, made_up(problem), problem.h[0])
+        except ValueError:
+            continue
+        after = problem.with_bias(found.real()[None].astype(np.float64))
+        layer.write(student, run, after)
+        yield name, found, (after.bias - before.bias)[0] if layer.can_shift else None
 
 
 def made_up(problem: Problem) -> Doubles:
