@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from graphopt.legacy import FIRST_WITH_CONSTANTS
 from graphopt.model import Model
 
 
@@ -113,7 +114,9 @@ def notices(before: Interface, after: Interface) -> list[str]:
     """What passes may change if the report says so: newer versions, added opsets, lost functions."""
     said = []
     if after.ir_version > before.ir_version:
-        said.append(f"IR version {before.ir_version} became {after.ir_version}")
+        unlisted = before.ir_version < FIRST_WITH_CONSTANTS <= after.ir_version
+        told = ": initializers are no longer listed as inputs" if unlisted else ""
+        said.append(f"IR version {before.ir_version} became {after.ir_version}{told}")
     for domain, version in sorted(before.opset_imports.items()):
         if after.opset_imports.get(domain, 0) > version:
             said.append(f"opset {version} of domain {domain!r} became {after.opset_imports[domain]}")

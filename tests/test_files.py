@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -348,19 +349,39 @@ staged.write(write, staged.free_name(".data"))
 """
 
 
-def test_after_kill_9_only_a_dot_temporary_remains(tmp_path: Path) -> None:
-    out = tmp_path / "out.onnx"
-    out.write_bytes(b"old")
+@contextmanager
+def writing(out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, in the middle of writing a file; it is killed in the end."""
     command = [sys.executable, "-c", _KILLED, str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"writing\n"
+        yield child
         child.send_signal(signal.SIGKILL)
+
+
+def test_after_kill_9_only_a_dot_temporary_remains_until_the_next_time(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"old")
+    with writing(out):
+        pass
     assert out.read_bytes() == b"old"
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert len(names) == 2
-    assert names[0].startswith(".out.onnx.")
-    assert names[0].endswith(".tmp")
+    left, name = sorted(tmp_path.iterdir())
+    assert name == out
+    assert left.name.startswith(".out.onnx.")
+    assert left.name.endswith(".tmp")
+    os.utime(left, (0, 0))
+    Model.of(linear()).save(out)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    with writing(out):
+        (folder,) = tmp_path.iterdir()
+        os.utime(folder, (0, 0))
+        Model.of(linear()).save(out)
+        assert set(tmp_path.iterdir()) == {out, folder}
 
 
 def test_old_external_data_is_never_written_over(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """The one place that writes output files: they appear whole, under their name, or not at all.
 
 A file is written in a dot-named folder beside its destination, synced, and renamed. Killed in the middle,
-only that folder remains.
+only that folder remains, until the same destination is written the next time.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +22,8 @@ from typing import BinaryIO, Self
 from graphopt.errors import GraphoptError, SystemRefusedError, UsageError
 
 Writer = Callable[[BinaryIO], None]
+
+_JUST_MADE_S = 60  # a folder is locked a moment after it is made
 
 # What copy_file_range answers where it cannot work: other device, unknown to the kernel or the file system.
 _UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
@@ -49,6 +54,8 @@ class Staged:
         self.path = self._folder / destination.name
         with refusals(f"cannot write {destination}"):
             self._folder.mkdir()
+            self._held = _held(self._folder)
+        _sweep(self._home, f".{glob.escape(destination.name[:80])}.{'[0-9a-f]' * 8}.tmp")
 
     def free_name(self, suffix: str) -> str:
         """A name for a second file: the destination's with the suffix, or a longer one if that is taken."""
@@ -101,6 +108,9 @@ class Staged:
     def discard(self) -> None:
         """Remove what was not committed."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +151,26 @@ class refusals:  # noqa: N801 - reads as a statement
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, GraphoptError):
             raise SystemRefusedError(f"{self._what}: {error.strerror or error}") from error
+
+
+def _held(folder: Path) -> int | None:
+    """A descriptor that locks a folder as long as this process lives; None if others hold it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # it is held, or this file system knows no locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sweep(home: Path, pattern: str) -> None:
+    """Remove the folders of processes that were killed: older ones that nobody holds."""
+    for folder in home.glob(pattern):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _JUST_MADE_S and (held := _held(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)
 
 
 def write_text(path: Path, text: str) -> None:
