@@ -167,6 +167,17 @@ def test_where_no_choice_keeps_the_budget_the_model_stays_as_it_is() -> None:
         lowered(proto, strict=True)
 
 
+@pytest.mark.parametrize(("columns", "told"), [(64, True), (1024, False)])
+def test_where_most_weights_stay_floats_half_precision_is_named(columns: int, told: bool) -> None:
+    w = normal(64, 64)
+    text = """g (float[M, 64] x) => (float[M, 64] y, float[M, N] z) {
+    a = MatMul (x, w)  b = MatMul (x, v)  y = Sub (a, b)  z = MatMul (x, u) }"""
+    proto = build(text, w=w, v=(w + normal(64, 64) * 1e-5).astype(np.float32), u=normal(64, columns))
+    report = lowered(proto, max_drop="15dB").report
+    assert {one.name: one.precision[:3] for one in report.layers} == {"w": "flo", "v": "flo", "u": "int"}
+    assert any("--store fp16" in note for note in report.notes) == told
+
+
 def test_a_model_without_weights_stays_as_it_is() -> None:
     result = lowered(build("g (float[M, 4] x) => (float[M, 4] y) { y = Relu (x) }"))
     assert any("there is no float32 weight" in note for note in result.report.notes)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphopt.model import Model
@@ -177,8 +177,9 @@ class _Search:
         if runs and (found := slower(self.task, model)):
             return self._decoded(weights, found, verdict)
         scaled = [] if self.scaled is None else [f"values whose channels were scaled first: {self.scaled:,}"]
-        notes = (*verdict.notes, *scaled, self._told(weights))
-        return Outcome(model, verdict.reason, verdict.score, tuple(self._layers(weights)), notes=notes)
+        layers = tuple(self._layers(weights))
+        notes = (*verdict.notes, *scaled, self._told(weights), *self._told_halves(layers))
+        return Outcome(model, verdict.reason, verdict.score, layers, notes=notes)
 
     def _decoded(self, weights: Weights, found: str, verdict: Verdict) -> Outcome:
         """The same weights, all made float at load, after a measurement speaks against the kernels."""
@@ -198,6 +199,12 @@ class _Search:
         told = f"{computed:,} of {len(weights):,} weights are multiplied as integers"
         others = "" if computed == len(weights) else "; the others are made float when the model is loaded"
         return f"{told}{others}"
+
+    def _told_halves(self, layers: Sequence[LayerReport]) -> Iterator[str]:
+        """Says so if so many weights stay floats that half precision would save as much and cost less."""
+        before, after = (sum(sizes) for sizes in zip(*map(_sizes, layers), strict=True))
+        if 2 * after >= before and self.task.options.store is None:
+            yield "weights in half precision would be as small and have less error: --store fp16"
 
     def _computes(self, site: Site) -> bool:
         return self.builder.has_kernels and site.name in self.kernels
@@ -234,3 +241,8 @@ class _Search:
         if site.kernel and site.name not in self._harmless:
             why = "its kernel would round what it is multiplied with to 8 bits"
         return f"made float when the model is loaded: {why}"
+
+
+def _sizes(layer: LayerReport) -> tuple[int, int]:
+    """Bytes of a weight before and after; of one that could not be rounded none are known."""
+    return layer.bytes_before or 0, layer.bytes_after or 0
