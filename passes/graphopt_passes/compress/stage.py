@@ -268,6 +268,5 @@ class _Stage:
 def _told(node: ir.Node, reason: str) -> str:
     """The reason against a layer; empty for a product of two values that are computed, which is none."""
     weight = node.inputs[1]
-    if weight is not None and weight.is_initializer() and weight.is_graph_input():
-        return "callers may override its weight (--freeze-initializers)"
-    return "" if weight is None or g.constant(weight) is None else reason
+    computed = weight is None or not (weight.is_initializer() or g.constant(weight) is not None)
+    return "" if computed else reason
