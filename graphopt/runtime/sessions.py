@@ -26,6 +26,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from graphopt.errors import UsageError
+from graphopt.runtime.heap import give_back
 from graphopt.runtime.profile import NodeTime, read_trace, record
 from graphopt.runtime.values import BFLOAT16, PACKED_BITS, STRING, FileRange, Tensor, Value, dtype_of
 from graphopt.runtime.watching import Collected, Wanted, Watch
@@ -149,6 +150,7 @@ class Runtime:
         Results travel as copies, for which its memory is better used.
         """
         self._sessions.pop(key, None)
+        give_back()
         return self._watches.pop(key).results()
 
     def optimized(self, model: bytes | str, target: Target, threads: int) -> str:
@@ -185,6 +187,7 @@ class Runtime:
         """Forget session ``key``."""
         self._sessions.pop(key, None)
         self._watches.pop(key, None)
+        give_back()
 
     def peak_memory(self) -> int:
         """Peak resident memory of this process in bytes."""

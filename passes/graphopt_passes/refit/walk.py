@@ -16,6 +16,7 @@ from graphopt.checkpoint import Checkpoint
 from graphopt.joint import Joint, side_by_side
 from graphopt.model import Model
 from graphopt.progress import Progress, silent
+from graphopt.runtime.heap import give_back
 from graphopt.samples.sampling import Sample
 from graphopt_passes.refit.recurrent import AnyLayer
 from graphopt_passes.refit.waves import waves
@@ -62,10 +63,12 @@ class Walk:
         with Checkpoint(self.collector, self.samples) as checkpoint:
             for done, wave in enumerate(steps):
                 self.progress("fitting layers", done, len(steps))
+                give_back()  # what fitting the last ones took
                 joint, left = side_by_side(self.teacher, student), list(itertools.chain(*steps[done:]))
                 changing = [joint.students(layer.name) for layer in left]
                 feeds = checkpoint.advance(joint.model, _taps(joint, wave), _taps(joint, left), changing)
                 yield from gather(self.collector, joint, wave, feeds)
+        give_back()
 
 
 def _taps(joint: Joint, layers: Iterable[AnyLayer]) -> list[str]:
