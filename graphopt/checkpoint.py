@@ -15,14 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt import graph as g
 from graphopt.activations import Collector
 from graphopt.errors import SystemRefusedError, WorkerError
 from graphopt.model import Model
-from graphopt.runtime.values import FLOATING, STRING, Tensor, keep
+from graphopt.runtime.values import NUMPY_TYPES, Computed, Tensor, keep
 from graphopt.samples.sampling import Sample
 from graphopt.samples.shelf import shelved
 from graphopt.tapping import Tapper
@@ -30,8 +29,8 @@ from graphopt.tapping import Tapper
 _DISK = 4  # times the memory that activations may take
 
 
-class _Unkept(Exception):  # noqa: N818 - it is no failure
-    """These values cannot be kept."""
+class _UnkeptError(Exception):
+    """There is no room for all samples, or nothing that can be kept."""
 
 
 @dataclass
@@ -39,8 +38,8 @@ class Checkpoint:
     """How far a model was run on some samples; a context, whose file is gone behind it.
 
     Attributes:
-        how: runs it; four times its memory is what the file may take. Where that is not enough, runs start
-            from the last place where it was.
+        how: runs it; four times its memory is what the file may take, and for a moment the file before it.
+            Where that is not enough, runs start from the last place where it was.
         samples: the inputs of the model.
     """
 
@@ -49,6 +48,7 @@ class Checkpoint:
     _kept: dict[str, int] = field(default_factory=dict)  # types of elements by name
     _feeds: Sequence[Sample] = ()
     _folder: Path | None = None
+    _failed: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -71,11 +71,12 @@ class Checkpoint:
         Returns:
             What to feed, sample by sample, until the next call.
         """
-        ahead = model.clone()
-        _begin(ahead, self._kept)
-        cut = _Cut.of(ahead, set(taps), set(later), set(changing), self._kept)
-        if cut.made:
-            self._run_to(cut, ahead)
+        if set(later) - set(taps) and self.samples and not self._failed:
+            ahead = model.clone()
+            _begin(ahead, self._kept)
+            cut = _Cut.of(ahead, set(taps), set(later), set(changing), self._kept)
+            if cut.made:
+                self._run_to(cut, ahead)
         _begin(model, self._kept)
         return self._feeds or self.samples
 
@@ -84,8 +85,9 @@ class Checkpoint:
         folder = Path(tempfile.mkdtemp(dir=self.how.worker.folder))
         try:
             kept = self._run(ahead, cut, folder)
-        except (_Unkept, WorkerError, SystemRefusedError):
+        except (_UnkeptError, WorkerError, SystemRefusedError) as error:
             shutil.rmtree(folder, ignore_errors=True)
+            self._failed = not isinstance(error, _UnkeptError)
             return
         self._forget()
         self._folder = folder
@@ -96,14 +98,15 @@ class Checkpoint:
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _run(self, ahead: Model, cut: _Cut, folder: Path) -> Sequence[Sample]:
+    def _run(self, model: Model, cut: _Cut, folder: Path) -> Sequence[Sample]:
         """What a cut keeps of each sample, in a file.
 
         Raises:
-            _Unkept: some of it is no tensor, or there is no room.
+            _UnkeptError: there is no room for it, or none of it can be kept.
             SystemRefusedError: the disk is full.
             WorkerError: the model does not run.
         """
+        ahead = model.clone()
         tapper = Tapper(ahead.ir)
         for name in cut.made:
             tapper.tap(name)
@@ -114,34 +117,36 @@ class Checkpoint:
             worker.pool.written(ahead) as path,
             worker.opened(path, target, self.how.threads) as session,
         ):
-            runs = (
-                keep(worker.run(session, feeds)) | {name: feeds[name] for name in cut.stays}
-                for feeds in self._feeds or self.samples
-            )
-            return shelved(self._fitting(runs), folder)
+            plain = [one.name for one in session.info.outputs if one.type in NUMPY_TYPES]
+            if plain == list(cut.made):
+                runs = (
+                    _computed(keep(worker.run(session, feeds))) | {name: feeds[name] for name in cut.stays}
+                    for feeds in self._feeds or self.samples
+                )
+                return shelved(self._fitting(runs), folder)
+        if not plain:
+            raise _UnkeptError
+        return self._run(
+            model, replace(cut, made=plain), folder
+        )  # sequences and such are made again each time
 
     def _fitting(self, kept: Iterable[Sample]) -> Iterator[Sample]:
         """The same, as long as there is room for them; for all of them, if they are like the first."""
         room = _DISK * self.how.memory
         for done, values in enumerate(kept):
-            size = sum(map(_size, values.values()))
+            size = sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
             if room < size * (1 if done else len(self.samples)):
-                raise _Unkept
+                raise _UnkeptError
             room -= size
             yield values
 
 
-def _size(value: object) -> int:
-    """Bytes of a value.
-
-    Raises:
-        _Unkept: it is no tensor of finite numbers, which is what may be fed.
-    """
-    if not isinstance(value, Tensor) or value.elem_type == STRING:
-        raise _Unkept
-    if value.elem_type in FLOATING and not np.isfinite(value.numpy()).all():
-        raise _Unkept
-    return value.nbytes
+def _computed(values: Sample) -> Sample:
+    return {
+        name: Computed(value.elem_type, value.shape, value.data)
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _begin(model: Model, kept: dict[str, int]) -> None:
@@ -161,8 +166,8 @@ class _Cut:
     """Between what is run and what is not.
 
     Attributes:
-        made: names of values before it that nodes behind it read, or that are watched.
-        stays: of inputs of which the same is true.
+        made: names of values before it that nodes behind it read.
+        stays: of inputs that these read.
     """
 
     made: Sequence[str]
@@ -173,8 +178,14 @@ class _Cut:
         cls, model: Model, taps: set[str], later: set[str], changing: set[str], kept: Collection[str]
     ) -> _Cut:
         nodes = list(model.ir.graph)
-        before = _needed(nodes, taps) & _fixed(nodes, changing)
-        read = {value.name for node in _needed(nodes, later) - before for value in _reads(node)} | taps
+        left = _needed(nodes, later)
+        wanted = {value for node in left for value in _reads(node)}
+        before = {
+            node
+            for node in _needed(nodes, taps) & _fixed(nodes, changing)
+            if not wanted.isdisjoint(node.outputs)  # else it is run when it is watched, that once
+        }
+        read = {value.name for node in left - before for value in _reads(node)}
         runs = before & _fed(nodes)  # constants are not kept: who changes a layer may give it another
         made = [value.name or "" for node in nodes if node in runs for value in node.outputs]
         return cls([name for name in made if name in read], [name for name in kept if name in read])

@@ -23,7 +23,7 @@ class Joint:
         model: with the nodes of both; its outputs are the teacher's.
         teacher: the original.
         prefix: stands before the student's names in the model.
-        inputs: the names of what both read.
+        inputs: the names of what both read; none if one runs for both.
     """
 
     model: Model

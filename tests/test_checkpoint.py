@@ -60,8 +60,7 @@ def means(how: Collector, model: Model, feeds: Sequence[Mapping[str, Any]], name
 
 def expected(proto: onnx.ModelProto, name: str) -> Any:
     """The mean of a value over all rows of the samples."""
-    proto.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
-    rows = np.concatenate([compute(proto, feeds)[-1] for feeds in samples()])
+    rows = np.concatenate([compute(wider(proto, name), feeds)[-1] for feeds in samples()])
     return rows.mean(0, dtype=np.float64)
 
 
@@ -91,7 +90,7 @@ def test_what_is_watched_is_as_in_runs_from_the_start(worker: Worker) -> None:
     how = Collector(worker)
     with Checkpoint(how, samples()) as checkpoint:
         begun = [inputs(model)[2:] for model in walked(how, checkpoint)]
-    assert begun == [[], ["q", "r"], ["w"]]
+    assert begun == [[], ["q", "r"], ["q", "r"]]
 
 
 @pytest.mark.parametrize("steps", [[(0, 1), (2,)], [(0,), (1, 2)], [(0, 1, 2)]], ids=str)
@@ -125,16 +124,43 @@ def test_without_room_runs_start_from_where_there_was_some(worker: Worker) -> No
         assert [inputs(model)[2:] for model in walked(how, checkpoint)] == [[], [], []]
 
 
-def test_values_that_cannot_be_fed_are_not_kept(worker: Worker) -> None:
-    """Infinities may not be fed, though they may occur."""
-    text = """g (float[n,4] x, float[4,4] a) => (float[n,4] y) {
-    p = Log(x)  q = Exp(p)  z = MatMul(q, a)  y = Add(z, p) }"""
-    proto = parse(text)
+OTHERS = {
+    "infinity": ("Log(k)", "Exp(o)"),
+    "a sequence": ("SequenceConstruct(p)", "ConcatFromSequence<axis = 0>(o)"),
+    "an optional": ("Optional(p)", "OptionalGetElement(o)"),
+    "bfloat16": ("Cast<to = 16>(p)", "Cast<to = 1>(o)"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_any_value_may_lie_between(kind: str, worker: Worker) -> None:
+    """Infinities may not be fed by users, and what is no plain tensor cannot be kept."""
+    make, read = OTHERS[kind]
+    proto = parse(f"""g (float[n,4] x, float[4,4] a) => (float[n,4] y) {{
+    p = Abs(x)  k = Sub(p, p)  o = {make}  q = {read}
+    z = MatMul(p, a)  t = {read}  r = Add(z, t)  y = MatMul(r, a) }}""")
     proto.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "a"))
     del proto.graph.input[1:]
-    feeds = [{"x": np.zeros((2, 4), np.float32)}]
-    how, model = Collector(worker), Model.of(proto)
-    with Checkpoint(how, feeds) as checkpoint:
-        assert checkpoint.advance(model, ["q"], ["q", "y"], ["z"]) == feeds
-        assert inputs(model) == ["x"]
-        np.testing.assert_array_equal(means(how, model, feeds, "q"), np.zeros(4))
+    data = [{"x": one["x"]} for one in samples()]
+    how, steps = Collector(worker), [(["q"], ["q", "r"], ["z", "y"]), (["r"], ["r"], ["y"])]
+    with Checkpoint(how, data) as checkpoint:
+        for taps, later, changing in steps:
+            model = Model.of(proto)
+            feeds = checkpoint.advance(model, taps, later, changing)
+            assert inputs(model) == ["x", "p", *(["o"] if kind == "infinity" else [])]
+            rows = [compute(wider(proto, taps[0]), one)[-1] for one in data]
+            expected = np.concatenate(rows).mean(0, dtype=np.float64)
+            np.testing.assert_allclose(means(how, model, feeds, taps[0]), expected, rtol=1e-6, atol=1e-6)
+
+
+def wider(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with another output."""
+    found = onnx.ModelProto()
+    found.CopyFrom(proto)
+    found.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
+    return found
+
+
+def test_without_samples_there_is_nothing_to_run(worker: Worker) -> None:
+    with Checkpoint(Collector(worker), []) as checkpoint:
+        assert checkpoint.advance(Model.of(build({})), ["r"], ["r", "w"], ["v", "z"]) == []

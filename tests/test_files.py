@@ -360,7 +360,13 @@ def writing(out: Path) -> Iterator[subprocess.Popen[bytes]]:
         child.send_signal(signal.SIGKILL)
 
 
-def test_after_kill_9_only_a_dot_temporary_remains_until_the_next_time(tmp_path: Path) -> None:
+def age(folder: Path) -> None:
+    """Let a folder and its files be of long ago."""
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (0, 0))
+
+
+def test_after_kill_9_only_a_dot_temporary_remains_until_the_next_day(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     out.write_bytes(b"old")
     with writing(out):
@@ -370,16 +376,27 @@ def test_after_kill_9_only_a_dot_temporary_remains_until_the_next_time(tmp_path:
     assert name == out
     assert left.name.startswith(".out.onnx.")
     assert left.name.endswith(".tmp")
-    os.utime(left, (0, 0))
+    Model.of(linear()).save(out)
+    assert set(tmp_path.iterdir()) == {out, left}
+    age(left)
     Model.of(linear()).save(out)
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.parent, True)])
+def test_what_is_no_folder_of_a_killed_process_stays(make: Callable[[Path], None], tmp_path: Path) -> None:
+    other = tmp_path / ".out.onnx.0123abcd.tmp"
+    make(other)
+    os.utime(other, (0, 0), follow_symlinks=False)
+    Model.of(linear()).save(tmp_path / "out.onnx")
+    assert os.path.lexists(other)
 
 
 def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     with writing(out):
         (folder,) = tmp_path.iterdir()
-        os.utime(folder, (0, 0))
+        age(folder)
         Model.of(linear()).save(out)
         assert set(tmp_path.iterdir()) == {out, folder}
 

@@ -28,7 +28,16 @@ from numpy.typing import NDArray
 from graphopt.errors import UsageError
 from graphopt.runtime.heap import give_back
 from graphopt.runtime.profile import NodeTime, read_trace, record
-from graphopt.runtime.values import BFLOAT16, PACKED_BITS, STRING, FileRange, Tensor, Value, dtype_of
+from graphopt.runtime.values import (
+    BFLOAT16,
+    NUMPY_TYPES,
+    PACKED_BITS,
+    STRING,
+    FileRange,
+    Tensor,
+    Value,
+    dtype_of,
+)
 from graphopt.runtime.watching import Collected, Wanted, Watch
 from graphopt.target import REFERENCE, Target
 
@@ -44,17 +53,6 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
-
-_NUMPY_TYPES = {
-    f"tensor({name})"
-    for name in (
-        "float",
-        "double",
-        "float16",
-        "bool",
-        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-    )
 }
 
 Configure = Callable[[ort.SessionOptions], None]
@@ -233,8 +231,12 @@ class Runtime:
         if not any(_is_large(value) for value in values):
             return values
         handle, path = tempfile.mkstemp(dir=self._spill)
-        with os.fdopen(handle, "wb") as file:
-            return [_write(value, file, path) if _is_large(value) else value for value in values]
+        try:
+            with os.fdopen(handle, "wb") as file:
+                return [_write(value, file, path) if _is_large(value) else value for value in values]
+        except OSError:  # the disk is full
+            os.unlink(path)
+            raise
 
 
 @functools.cache
@@ -280,7 +282,7 @@ def _as_users_run(session: ort.InferenceSession, feeds: Mapping[str, Value]) -> 
     OrtValues cost some 50 µs more in each run, which hides the gains of small models.
     """
     types = {arg.type for arg in (*session.get_inputs(), *session.get_outputs())}
-    if not types <= _NUMPY_TYPES:
+    if not types <= NUMPY_TYPES:
         return _prepared(session, feeds)
     names = [output.name for output in session.get_outputs()]
     arrays = {name: np.array(value.numpy()) for name, value in feeds.items() if isinstance(value, Tensor)}

@@ -50,6 +50,17 @@ DTYPE_NAMES: dict[int, str] = {
 }
 ELEM_TYPES: dict[str, int] = {name: elem_type for elem_type, name in DTYPE_NAMES.items()}
 PACKED_BITS: dict[int, int] = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}
+# Types of ONNX Runtime's inputs and outputs that numpy has, too.
+NUMPY_TYPES: frozenset[str] = frozenset(
+    f"tensor({name})"
+    for name in (
+        "float",
+        "double",
+        "float16",
+        "bool",
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
+)
 FLOATING: frozenset[int] = frozenset({1, 10, 11, 14, 15, 16, 17, 18, 19, 20, 23, 24})
 
 
@@ -136,6 +147,11 @@ class Tensor:
         if bits := PACKED_BITS.get(self.elem_type):
             raw = _unpack(raw, bits, self.size)
         return raw.view(dtype_of(self.elem_type)).reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Computed(Tensor):
+    """A tensor that a run of graphopt's gave: it may hold NaN and infinity, where a user's may not."""
 
 
 # A tensor, a sequence (list), a map (dict of plain Python values) or an empty optional (None).

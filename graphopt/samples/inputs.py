@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import DataError
-from graphopt.runtime.values import FLOATING, STRING, Tensor, Value, dtype_of
+from graphopt.runtime.values import FLOATING, STRING, Computed, Tensor, Value, dtype_of
 
 Dim = int | str | None
 Kind = Literal["tensor", "sequence", "optional", "other"]
@@ -88,7 +88,8 @@ def _tensor(spec: InputSpec, value: Any, dims: dict[str, tuple[int, str]], where
         have, need = _type_name(tensor.elem_type), _type_name(spec.elem_type)
         raise DataError(f"{where} has type {have}, the model takes {need}")
     _check_shape(spec, tensor.shape, dims, where)
-    if tensor.elem_type in FLOATING and not np.isfinite(tensor.numpy()).all():
+    trusted = isinstance(tensor, Computed)
+    if not trusted and tensor.elem_type in FLOATING and not np.isfinite(tensor.numpy()).all():
         raise DataError(f"{where} holds NaN or Inf")
     return tensor
 

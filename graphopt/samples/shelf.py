@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,4 +35,4 @@ def _moved(value: Value, file: BinaryIO, path: str) -> Value:
     offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
     file.seek(offset)
     write_all(file, [value.raw().data])
-    return Tensor(value.elem_type, value.shape, FileRange(path, offset, value.nbytes))
+    return replace(value, data=FileRange(path, offset, value.nbytes))

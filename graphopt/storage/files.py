@@ -1,7 +1,7 @@
 """The one place that writes output files: they appear whole, under their name, or not at all.
 
 A file is written in a dot-named folder beside its destination, synced, and renamed. Killed in the middle,
-only that folder remains, until the same destination is written the next time.
+only that folder remains; whoever writes the same destination a day later removes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graphopt.errors import GraphoptError, SystemRefusedError, UsageError
 
 Writer = Callable[[BinaryIO], None]
 
-_JUST_MADE_S = 60  # a folder is locked a moment after it is made
+_ABANDONED_S = 24 * 3600  # some file systems do not tell others of a lock
 
 # What copy_file_range answers where it cannot work: other device, unknown to the kernel or the file system.
 _UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
@@ -154,21 +154,25 @@ class refusals:  # noqa: N801 - reads as a statement
 
 
 def _held(folder: Path) -> int | None:
-    """A descriptor that locks a folder as long as this process lives; None if others hold it."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """A descriptor that locks a folder as long as this process lives; None if that cannot be."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # it is held, or this file system knows no locks
+    except OSError:
         os.close(descriptor)
         return None
     return descriptor
 
 
 def _sweep(home: Path, pattern: str) -> None:
-    """Remove the folders of processes that were killed: older ones that nobody holds."""
+    """Remove the folders of processes that were killed: those of yesterday that nobody holds."""
     for folder in home.glob(pattern):
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _JUST_MADE_S and (held := _held(folder)) is not None:
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - newest > _ABANDONED_S and (held := _held(folder)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(held)
 

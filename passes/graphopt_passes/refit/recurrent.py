@@ -58,6 +58,8 @@ class Recurrent:
             RefusedError: its weights are no constants, or its states are not among its outputs.
         """
         found = [g.constant(value) for value in node.inputs[_W : _R + 1]]
+        if any(one is not None and one.is_initializer() and one.is_graph_input() for one in node.inputs):
+            raise RefusedError("callers may override its weights (--freeze-initializers)")
         if any(one is None or one.dtype is not ir.DataType.FLOAT for one in found):
             raise RefusedError(f"{g.label(node)} has no constant weights")
         if not node.outputs[0].name or g.attribute(node, "layout", 0):

@@ -65,7 +65,9 @@ def fitted_in_order(
             continue
         after = problem.with_bias(found.real()[None].astype(np.float64))
         layer.write(student, run, after)
-        yield name, found, (after.bias - before.bias)[0] if layer.can_shift else None
+        shift = (after.bias - before.bias)[0] if layer.can_shift else None
+        del pairs, problem, before, after  # before the next are gathered
+        yield name, found, shift
 
 
 def made_up(problem: Problem) -> Doubles:

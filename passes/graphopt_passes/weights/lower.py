@@ -201,7 +201,7 @@ class _Search:
         return f"{told}{others}"
 
     def _told_halves(self, layers: Sequence[LayerReport]) -> Iterator[str]:
-        """Says so if so many weights stay floats that half precision would save as much and cost less."""
+        """Says so if so many of those that can be rounded stay floats that halves would save as much."""
         before, after = (sum(sizes) for sizes in zip(*map(_sizes, layers), strict=True))
         if 2 * after >= before and self.task.options.store is None:
             yield "weights in half precision would be as small and have less error: --store fp16"
