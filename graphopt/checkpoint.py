@@ -126,9 +126,8 @@ class Checkpoint:
                 return shelved(self._fitting(runs), folder)
         if not plain:
             raise _UnkeptError
-        return self._run(
-            model, replace(cut, made=plain), folder
-        )  # sequences and such are made again each time
+        # Sequences and types that numpy lacks are made again each time.
+        return self._run(model, replace(cut, made=plain), folder)
 
     def _fitting(self, kept: Iterable[Sample]) -> Iterator[Sample]:
         """The same, as long as there is room for them; for all of them, if they are like the first."""

@@ -57,8 +57,9 @@ class Recurrent:
         Raises:
             RefusedError: its weights are no constants, or its states are not among its outputs.
         """
-        found = [g.constant(value) for value in node.inputs[_W : _R + 1]]
-        if any(one is not None and one.is_initializer() and one.is_graph_input() for one in node.inputs):
+        weights = node.inputs[_W : _R + 1]
+        found = [g.constant(value) for value in weights]
+        if any(one is not None and one.is_initializer() and one.is_graph_input() for one in weights):
             raise RefusedError("callers may override its weights (--freeze-initializers)")
         if any(one is None or one.dtype is not ir.DataType.FLOAT for one in found):
             raise RefusedError(f"{g.label(node)} has no constant weights")

@@ -202,7 +202,8 @@ class _Search:
 
     def _told_halves(self, layers: Sequence[LayerReport]) -> Iterator[str]:
         """Says so if so many of those that can be rounded stay floats that halves would save as much."""
-        before, after = (sum(sizes) for sizes in zip(*map(_sizes, layers), strict=True))
+        before = sum(layer.bytes_before or 0 for layer in layers)
+        after = sum(layer.bytes_after or 0 for layer in layers)
         if 2 * after >= before and self.task.options.store is None:
             yield "weights in half precision would be as small and have less error: --store fp16"
 
@@ -241,8 +242,3 @@ class _Search:
         if site.kernel and site.name not in self._harmless:
             why = "its kernel would round what it is multiplied with to 8 bits"
         return f"made float when the model is loaded: {why}"
-
-
-def _sizes(layer: LayerReport) -> tuple[int, int]:
-    """Bytes of a weight before and after; of one that could not be rounded none are known."""
-    return layer.bytes_before or 0, layer.bytes_after or 0
