@@ -178,13 +178,13 @@ class _Cut:
     ) -> _Cut:
         nodes = list(model.ir.graph)
         left = _needed(nodes, later)
-        wanted = {value for node in left for value in _reads(node)}
+        wanted = {value for node in left for value in g.reads(node)}
         before = {
             node
             for node in _needed(nodes, taps) & _fixed(nodes, changing)
             if not wanted.isdisjoint(node.outputs)  # else it is run when it is watched, that once
         }
-        read = {value.name for node in left - before for value in _reads(node)}
+        read = {value.name for node in left - before for value in g.reads(node)}
         runs = before & _fed(nodes)  # constants are not kept: who changes a layer may give it another
         made = [value.name or "" for node in nodes if node in runs for value in node.outputs]
         return cls([name for name in made if name in read], [name for name in kept if name in read])
@@ -195,7 +195,7 @@ def _fixed(nodes: Iterable[ir.Node], changing: set[str]) -> set[ir.Node]:
     found: set[ir.Node] = set()
     for node in nodes:
         free = changing.isdisjoint(value.name for value in node.outputs)
-        if free and all(value.producer() in found or value.producer() is None for value in _reads(node)):
+        if free and all(value.producer() in found or value.producer() is None for value in g.reads(node)):
             found.add(node)
     return found
 
@@ -204,7 +204,7 @@ def _fed(nodes: Iterable[ir.Node]) -> set[ir.Node]:
     """The nodes of a graph that follow from its inputs."""
     found: set[ir.Node] = set()
     for node in nodes:
-        if any(value.producer() in found or value.is_graph_input() for value in _reads(node)):
+        if any(value.producer() in found or value.is_graph_input() for value in g.reads(node)):
             found.add(node)
     return found
 
@@ -216,9 +216,5 @@ def _needed(nodes: Sequence[ir.Node], names: set[str]) -> set[ir.Node]:
     for node in reversed(nodes):
         if any(value in wanted or value.name in names for value in node.outputs):
             found.add(node)
-            wanted.update(_reads(node))
+            wanted.update(g.reads(node))
     return found
-
-
-def _reads(node: ir.Node) -> list[ir.Value]:
-    return [value for value in (*node.inputs, *g.captures(node)) if value is not None]

@@ -96,6 +96,11 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return constant_node_tensor(producer) if producer is not None and is_op(producer, "Constant") else None
 
 
+def is_overridable(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer that callers may override, since it is listed as an input, too."""
+    return value is not None and value.is_initializer() and value.is_graph_input()
+
+
 _SCALARS = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -257,6 +262,11 @@ def captures(node: ir.Node) -> list[ir.Value]:
             used.update(dict.fromkeys(v for inner in graph for v in inner.inputs if v is not None))
             used.update(dict.fromkeys(graph.outputs))
     return [value for value in used if value not in inside]
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """All values that a node reads: its inputs, those that are left out not counted, and its captures."""
+    return [value for value in (*node.inputs, *captures(node)) if value is not None]
 
 
 def _detach(node: ir.Node) -> None:

@@ -76,7 +76,7 @@ def walked(how: Collector, checkpoint: Checkpoint, steps: Sequence[Sequence[int]
         feeds = checkpoint.advance(model, taps, SOURCES[step[0] :], LAYERS[step[0] :])
         for name in taps:
             np.testing.assert_allclose(
-                means(how, model, feeds, name), expected(proto, name), rtol=1e-6, atol=1e-6
+                means(how, model, feeds, name), expected(proto, name), rtol=0, atol=1e-7
             )
         yield model
         changed |= dict.fromkeys([LAYERS[at] for at in step], 0.5)
@@ -150,7 +150,7 @@ def test_any_value_may_lie_between(kind: str, worker: Worker) -> None:
             assert inputs(model) == ["x", "p", *(["o"] if kind == "infinity" else [])]
             rows = [compute(wider(proto, taps[0]), one)[-1] for one in data]
             expected = np.concatenate(rows).mean(0, dtype=np.float64)
-            np.testing.assert_allclose(means(how, model, feeds, taps[0]), expected, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(means(how, model, feeds, taps[0]), expected, rtol=0, atol=1e-7)
 
 
 def wider(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -181,8 +181,8 @@ def test_the_mean_of_an_input_that_goes_moves_to_the_bias(kind: str, worker: Wor
     layer, found = gathered(recurrent(kind), data, worker)
     before, kept = layer.fit(), np.delete(np.arange(layer.columns), 2)
     after = fit_kept(layer, found, kept)
-    np.testing.assert_allclose(after.bias, before.bias + 3 * before.rows[:, :, 2], atol=2e-7)
-    np.testing.assert_allclose(after.rows[:, :, kept], before.rows[:, :, kept], atol=2e-7)
+    np.testing.assert_allclose(after.bias, before.bias + 3 * before.rows[:, :, 2], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(after.rows[:, :, kept], before.rows[:, :, kept], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["GRU", "GRU<linear_before_reset = 1>"])
@@ -190,8 +190,8 @@ def test_neither_inputs_nor_the_bias_of_a_gru_stand_in_for_a_state(kind: str, wo
     layer, found = gathered(recurrent(kind), [{"x": one["x"] + 1} for one in samples(16)], worker)
     before, kept = layer.fit(), np.delete(np.arange(layer.columns), INPUTS + 2)
     after = fit_kept(layer, found, kept)
-    np.testing.assert_allclose(after.bias, before.bias, atol=2e-7)
-    np.testing.assert_allclose(after.rows[:, :, :INPUTS], before.rows[:, :, :INPUTS], atol=2e-7)
+    np.testing.assert_allclose(after.bias, before.bias, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(after.rows[:, :, :INPUTS], before.rows[:, :, :INPUTS], rtol=0, atol=1e-12)
     assert np.abs(after.rows - before.rows)[:, :, kept].max() > 0.01
 
 

@@ -181,7 +181,7 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str | None, str]) -> None:
 
 
 def _constants(nodes: Iterable[ir.Node]) -> list[ir.Value]:
-    used = (value for node in nodes for value in (*node.inputs, *g.captures(node)) if value is not None)
+    used = (value for node in nodes for value in g.reads(node))
     return [value for value in dict.fromkeys(used) if g.constant(value) is not None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -74,7 +74,7 @@ def _ranked(
 def _growth(group: list[ir.Node], sizes: Mapping[ir.Value, int]) -> int:
     inside = _with_subgraphs(group)
     added = sum(sizes[value] for value in frontier(group))
-    freed = {value for node in group for value in _inputs(node) if _is_freed(value, inside)}
+    freed = {value for node in group for value in g.reads(node) if _is_freed(value, inside)}
     return added - sum(map(node_bytes, group)) - sum(map(constant_bytes, freed))
 
 
@@ -89,10 +89,6 @@ def _is_freed(value: ir.Value, inside: set[ir.Node]) -> bool:
     return all(use.node in inside for use in value.uses())
 
 
-def _inputs(node: ir.Node) -> Iterable[ir.Value]:
-    return (value for value in (*node.inputs, *g.captures(node)) if value is not None)
-
-
 def _groups(nodes: list[ir.Node]) -> list[list[ir.Node]]:
     """Nodes that share a value or a constant of more than a few bytes are decided on together."""
     parent = {node: node for node in nodes}
@@ -105,7 +101,7 @@ def _groups(nodes: list[ir.Node]) -> list[list[ir.Node]]:
 
     users: dict[ir.Value, ir.Node] = {}
     for node in nodes:
-        for value in _inputs(node):
+        for value in g.reads(node):
             producer = value.producer()
             if producer in parent:
                 parent[root(node)] = root(producer)

@@ -174,7 +174,7 @@ def _weight(node: ir.Node) -> ir.TensorProtocol:
         RefusedError: it is no float32 constant that only this node uses.
     """
     value = node.inputs[1] if len(node.inputs) > 1 else None
-    if value is not None and value.is_initializer() and value.is_graph_input():
+    if g.is_overridable(value):
         raise RefusedError("callers may override its weight (--freeze-initializers)")
     tensor = g.constant(value)
     if value is None or tensor is None or len(tensor.shape) < 2:

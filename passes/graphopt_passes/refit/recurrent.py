@@ -59,7 +59,7 @@ class Recurrent:
         """
         weights = node.inputs[_W : _R + 1]
         found = [g.constant(value) for value in weights]
-        if any(one is not None and one.is_initializer() and one.is_graph_input() for one in weights):
+        if any(map(g.is_overridable, weights)):
             raise RefusedError("callers may override its weights (--freeze-initializers)")
         if any(one is None or one.dtype is not ir.DataType.FLOAT for one in found):
             raise RefusedError(f"{g.label(node)} has no constant weights")

@@ -34,8 +34,7 @@ def _layers_above(model: Model, names: set[str]) -> dict[str, frozenset[str]]:
     seen: dict[ir.Value, frozenset[str]] = {}
     found = {}
     for node in model.ir.graph:
-        read = [value for value in (*node.inputs, *g.captures(node)) if value is not None]
-        above = frozenset().union(*(seen.get(value, frozenset()) for value in read))
+        above = frozenset().union(*(seen.get(value, frozenset()) for value in g.reads(node)))
         name = g.output_name(node)
         if name in names:
             found[name] = above
